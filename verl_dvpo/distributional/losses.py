@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DVPO loss: three sums of pinballs and five constraints on the distribution's tails and mean (spec section 4).
+
+Shapes: N heads, M quantiles, K target samples, "..." any leading shape (tokens).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from ._checks import as_compute
+from .config import CONSTRAINT_TERMS, DVPOLossConfig
+from .constraints import constraint_terms
+from .levels import check_levels
+from .quantile_huber import check_points, sorted_quantile_huber
+from .sorting import sort_samples
+
+
+class DVPOLoss(NamedTuple):
+    """What `dvpo_loss` returns.
+
+    `total` (...) is `quantile` + Σ coef[name]·term. `terms` maps each active term's name to its (...) value *before*
+    the coefficient; a term with coefficient 0 is not computed and not there.
+    """
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+def dvpo_loss(
+    quantiles: torch.Tensor,
+    targets: torch.Tensor,
+    levels: torch.Tensor,
+    config: DVPOLossConfig,
+    multipliers: Mapping[str, torch.Tensor] | None = None,
+) -> DVPOLoss:
+    """The DVPO loss per token, Eq 11 of [DVPO]: L = `quantile` + Σ coef[name]·term (structure: paper).
+
+    A NaN or infinity in quantiles or targets makes its token's total NaN or infinite. Nothing waits for the device.
+
+    Args:
+        quantiles: (..., N, M) θ of every head, in any order.
+        targets: (..., K) samples z, in any order; constants.
+        levels: (M,) τ, ascending in (0, 1].
+        config: coefficients and shape parameters.
+        multipliers: what `constraint_multipliers` returned. Needed for `constraint="batch"` if a constraint's
+            coefficient is positive; `constraint="token"` ignores it.
+
+    Returns:
+        total (...) and terms, see `DVPOLoss`; float32 for bfloat16 and float16 inputs.
+
+    Raises:
+        ValueError: shapes that do not agree, N, M or K = 0, levels not ascending in (0, 1], multipliers missing.
+    """
+    if quantiles.ndim < 2 or quantiles.shape[-2] == 0:
+        raise ValueError(
+            f"quantiles has shape {tuple(quantiles.shape)}; it must be (..., N, M) with N, M of at least 1"
+        )
+    check_points(quantiles[..., 0, :], targets)
+    check_levels(levels, quantiles.shape[-1])
+    coef = config.coef
+    active = [name for name in CONSTRAINT_TERMS if coef[name] > 0]
+    if active and config.constraint == "batch" and multipliers is None:
+        raise ValueError(
+            f"multipliers is None, but constraint is 'batch' and {', '.join(active)} are active; "
+            "pass what constraint_multipliers returned"
+        )
+    quantiles, targets = as_compute("quantiles", quantiles), as_compute("targets", targets)
+    sorted_targets = sort_samples(targets)
+    mean_head = quantiles.mean(-2)
+
+    terms = {"quantile": sorted_quantile_huber(quantiles.flatten(-2), sorted_targets, levels, config.kappa)}
+    if coef["risk"] > 0:
+        weights = risk_weights(levels, config.risk_temperature)
+        terms["risk"] = sorted_quantile_huber(mean_head, sorted_targets, levels, config.kappa, weights)
+    if active:
+        given = multipliers if config.constraint == "batch" else None
+        terms |= constraint_terms(mean_head, sorted_targets, levels, config, active, given)
+    if coef["consistency"] > 0:
+        terms["consistency"] = head_consistency(quantiles, mean_head)
+    total = terms["quantile"]
+    for name, term in itertools.islice(terms.items(), 1, None):
+        total = torch.add(total, term, alpha=coef[name])
+    return DVPOLoss(total, terms)
+
+
+def risk_weights(levels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Weights of Eq 4 of [DVPO] (rebuilt): w_j = exp(−τ_j/temperature), normalised to mean 1.
+
+    Args:
+        levels: (M,) τ.
+        temperature: > 0, in units of a level; small means that only the lowest quantiles count.
+
+    Returns:
+        (M,) float64, descending.
+    """
+    return torch.softmax(-levels.double() / temperature, dim=0) * levels.shape[0]
+
+
+def head_consistency(quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.Tensor:
+    """`consistency`, Eq 10 of [DVPO] (rebuilt): mean over head pairs and levels of (θ_ij − θ_i'j)²; 0 for N = 1.
+
+    For each level Σ_{i<i'} (θ_i − θ_i')² = N·Σ_i (θ_i − q)², so N(N−1)/2 pairs cost N differences. q is held constant:
+    its own gradient is Σ_i (θ_i − q) = 0.
+
+    Args:
+        quantiles: (..., N, M).
+        mean_head: (..., M) their mean over N.
+
+    Returns:
+        (...) in units of the value squared.
+    """
+    heads = quantiles.shape[-2]
+    if heads == 1:
+        return torch.zeros_like(mean_head[..., 0])
+    deviation = quantiles - mean_head.detach().unsqueeze(-2)
+    return deviation.square().mean((-1, -2)) * (2.0 * heads / (heads - 1))

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantile Huber loss between two sets of points, exact in O((M + K) log K) per token.
+
+Shapes: M quantiles (or J of them, of several heads side by side), K target samples, L tokens, "..." any leading shape.
+
+The usual form builds all M×K differences u = z_k − θ_j. But with the targets sorted, the samples that θ_j sees fall
+into four runs, split at θ_j − κ, θ_j and θ_j + κ: linear, quadratic, quadratic, linear. The sum of ρ over a run needs
+only how many samples are in it, their sum and their sum of squares, and all three are differences of prefix sums. So
+per θ there are three binary searches (one if κ = 0) and a closed form, for the value and for the gradient.
+
+What keeps it exact: samples are counted on the values as given; sums run in float64 over samples shifted by their
+row's median, so that values in the thousands keep small differences. What keeps it small: rows are worked off in
+blocks, only the gradient is kept for the backward pass. Nothing here waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ._checks import as_compute, check_not_negative
+from .levels import check_levels
+from .sorting import count_below, sort_samples
+
+# θs per block. On a CPU a block's temporaries should stay in the cache; a GPU wants fewer, larger kernels.
+_BLOCK_CPU = 1 << 16
+_BLOCK_ACCELERATOR = 1 << 20
+
+
+def quantile_huber_loss(
+    quantiles: torch.Tensor,
+    targets: torch.Tensor,
+    levels: torch.Tensor,
+    *,
+    kappa: float = 1.0,
+    level_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Quantile Huber loss (1/(M·K)) Σ_j w_j Σ_k ρ_{τ_j}^κ(z_k − θ_j): Eq 3 of [DVPO] (paper), ρ in the form of [IQN].
+
+    ρ_τ^κ(u) = |τ − 1{u<0}|·H_κ(u)/κ with H_κ(u) = ½u² for |u| ≤ κ, else κ(|u| − ½κ); for κ = 0 the pinball
+    |τ − 1{u<0}|·|u|, whose gradient at u = 0 is taken as 0, as autograd does for |u|.
+
+    Targets, levels and weights are constants: no gradient flows to them, and there is no second derivative.
+    A NaN or infinity makes its token's loss, and that token's gradient, NaN or infinite. Works under torch.compile.
+
+    Args:
+        quantiles: (..., M) θ, in any order.
+        targets: (..., K) z, in any order, same leading shape.
+        levels: (M,) τ, ascending in (0, 1].
+        kappa: width κ ≥ 0 of the quadratic zone, in units of the value.
+        level_weights: (M,) w; 1 if not given.
+
+    Returns:
+        (...) per-token loss; bfloat16 and float16 are computed and returned in float32.
+
+    Raises:
+        ValueError: shapes that do not agree, M = 0 or K = 0, levels not ascending in (0, 1], kappa negative or not
+            finite, an integer dtype.
+    """
+    check_not_negative("kappa", kappa)
+    check_points(quantiles, targets)
+    check_levels(levels, quantiles.shape[-1])
+    if level_weights is not None and level_weights.shape != levels.shape:
+        raise ValueError(f"level_weights has shape {tuple(level_weights.shape)}; levels has {tuple(levels.shape)}")
+    quantiles, targets = as_compute("quantiles", quantiles), as_compute("targets", targets.detach())
+    return sorted_quantile_huber(quantiles, sort_samples(targets), levels, kappa, level_weights)
+
+
+def check_points(quantiles: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise ValueError unless quantiles (..., M) and targets (..., K) share a leading shape and M, K ≥ 1."""
+    for name, points in (("quantiles", quantiles), ("targets", targets)):
+        if points.ndim == 0 or points.shape[-1] == 0:
+            raise ValueError(f"{name} has shape {tuple(points.shape)}; its last axis must hold at least one point")
+    if quantiles.shape[:-1] != targets.shape[:-1]:
+        raise ValueError(
+            f"quantiles has shape {tuple(quantiles.shape)} and targets {tuple(targets.shape)}; "
+            "they must agree in all axes but the last"
+        )
+
+
+def sorted_quantile_huber(
+    theta: torch.Tensor,
+    sorted_targets: torch.Tensor,
+    levels: torch.Tensor,
+    kappa: float,
+    level_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`quantile_huber_loss` without its checks, for targets that are already ascending.
+
+    Args:
+        theta: (..., M), or (..., N·M) for N heads side by side that share the targets; the result is then the mean
+            over heads. float32 or float64.
+        sorted_targets: (..., K) ascending, same dtype rules.
+        levels: (M,).
+        kappa: κ ≥ 0.
+        level_weights: (M,) or None.
+
+    Returns:
+        (...) per-token loss.
+    """
+    dtype = torch.promote_types(theta.dtype, sorted_targets.dtype)
+    heads = theta.shape[-1] // levels.shape[0]
+    tau = levels.detach().to(theta.device, torch.float64).repeat(heads)
+    weight = torch.ones_like(tau) if level_weights is None else level_weights.detach().to(tau).repeat(heads)
+    weight = weight / (theta.shape[-1] * sorted_targets.shape[-1])
+    leading = theta.shape[:-1]
+    loss = _QuantileHuber.apply(
+        theta.to(dtype).reshape(-1, theta.shape[-1]),
+        sorted_targets.to(dtype).reshape(-1, sorted_targets.shape[-1]),
+        tau,
+        weight,
+        float(kappa),
+    )
+    return loss.reshape(leading)
+
+
+class _QuantileHuber(torch.autograd.Function):
+    """Σ_j weight_j Σ_k ρ_{τ_j}^κ(z_k − θ_j): theta (L, J), ascending z (L, K), tau (J,), weight (J,) -> (L,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, weight: torch.Tensor, kappa: float
+    ) -> torch.Tensor:
+        loss, gradient = _value_and_gradient(theta, z, tau, weight, kappa, ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad_loss[:, None] * gradient, None, None, None, None
+
+
+# A custom operator is opaque to torch.compile: blocks and dtypes inside cannot break the graph or be traced wrongly.
+@torch.library.custom_op("verl_dvpo::quantile_huber", mutates_args=())
+def _value_and_gradient(
+    theta: torch.Tensor,
+    z: torch.Tensor,
+    tau: torch.Tensor,
+    weight: torch.Tensor,
+    kappa: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, size = theta.shape
+    loss = theta.new_empty(rows)
+    gradient = theta.new_empty((rows, size) if with_gradient else (0, size))
+    budget = _BLOCK_CPU if theta.device.type == "cpu" else _BLOCK_ACCELERATOR
+    step = max(1, budget // max(size, z.shape[1]))
+    one_block = _pinball_block if kappa == 0.0 else _huber_block
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        value, slope = one_block(theta[block], z[block], tau, kappa)
+        value = value @ weight
+        loss[block] = value
+        if with_gradient:
+            # value·0 is 0, or NaN if the row is not finite: counts alone would not show a NaN among the targets.
+            slope.mul_(weight).add_((value * 0.0)[:, None])
+            gradient[block] = slope
+    return loss, gradient
+
+
+@_value_and_gradient.register_fake
+def _(theta, z, tau, weight, kappa, with_gradient):
+    rows, size = theta.shape
+    return theta.new_empty(rows), theta.new_empty((rows if with_gradient else 0, size))
+
+
+def _prefix_sums(values: torch.Tensor) -> torch.Tensor:
+    """(R, K) -> (R, K+1): entry c is the sum of the first c values."""
+    return torch.nn.functional.pad(values.cumsum(-1), (1, 0))
+
+
+def _pinball_block(
+    theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_k ρ_τ^0(z_k − θ) and its slope in θ: (R, J) and (R, J) in float64.
+
+    With c = #{z < θ}, S_c the sum of the c smallest and S that of all: Σ_k ρ = (c − τK)θ − S_c + τS. The slope is
+    c − τK, plus τ for each z that equals θ.
+    """
+    below = count_below(z, theta)
+    not_above = count_below(z, theta, or_equal=True)
+    centre = z[:, z.shape[1] // 2, None].double()
+    sums = _prefix_sums(z.double() - centre)
+    excess = below - tau * z.shape[1]
+    value = excess * (theta.double() - centre) - sums.gather(1, below) + tau * sums[:, -1:]
+    return value, excess.add_(tau * (not_above - below))
+
+
+def _huber_block(
+    theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_k ρ_τ^κ(z_k − θ), κ > 0, and its slope in θ: (R, J) and (R, J) in float64.
+
+    The four runs, left to right: linear and quadratic below θ (weight 1 − τ), quadratic and linear above (weight τ).
+    """
+    size = z.shape[1]
+    centre = z[:, size // 2, None].double()
+    shifted = z.double() - centre
+    sums, squares = _prefix_sums(shifted), _prefix_sums(shifted * shifted)
+    middle = theta.double() - centre
+    ends = [count_below(z, edge) for edge in (theta - kappa, theta, theta + kappa)]
+
+    far_below = ends[0] * (middle - 0.5 * kappa) - sums.gather(1, ends[0])
+    far_above = (sums[:, -1:] - sums.gather(1, ends[2])) - (size - ends[2]) * (middle + 0.5 * kappa)
+    near_below, slope_below = _quadratic_run(sums, squares, middle, ends[0], ends[1])
+    near_above, slope_above = _quadratic_run(sums, squares, middle, ends[1], ends[2])
+
+    value = (1.0 - tau) * (far_below + near_below / (2.0 * kappa)) + tau * (far_above + near_above / (2.0 * kappa))
+    slope = (1.0 - tau) * (ends[0] + slope_below / kappa) + tau * (slope_above / kappa - (size - ends[2]))
+    return value, slope
+
+
+def _quadratic_run(
+    sums: torch.Tensor, squares: torch.Tensor, middle: torch.Tensor, first: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the samples numbered first ≤ k < last: Σ (z_k − θ)² and Σ (θ − z_k)."""
+    count = last - first
+    slope = count * middle - (sums.gather(1, last) - sums.gather(1, first))
+    value = (squares.gather(1, last) - squares.gather(1, first)) + middle * (2.0 * slope - count * middle)
+    return value, slope
