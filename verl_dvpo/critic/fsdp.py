@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The critic on FSDP and FSDP2: verl's engine with one fp32 head of D outputs.
+
+What is verl's stays verl's (packing, sequence parallelism, micro-batches, checkpoints, LoRA of the backbone). Three
+things differ: which module is loaded, how its head is wrapped, and that outputs are (tokens, D) instead of (tokens,).
+
+Shape legend: B sequences, nnz all tokens of a micro-batch laid end to end, D outputs of the head.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecision, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from verl.models.transformers.monkey_patch import apply_monkey_patch
+from verl.utils import tensordict_utils as tu
+from verl.utils.fsdp_utils import fsdp2_load_full_state_dict, get_init_weight_context_manager
+from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from verl_dvpo.critic.head import build_head, head_name, load_backbone
+
+#: The key under which the engines are registered; verl's own value engine is ``value_model``.
+MODEL_TYPE = "distributional_value_model"
+
+#: What an inference pass does with a micro-batch's outputs: (outputs (nnz, D), micro_batch) -> model output.
+Decoder = Callable[[Tensor, TensorDict], dict[str, Tensor]]
+
+
+@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+class FSDPDistributionalEngine(FSDPEngineWithLMHead):
+    """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs.
+
+    ``model_config.dvpo`` is the typed ``critic.dvpo`` section; the engine reads the number of outputs and the head's
+    initialisation from the family it builds and knows nothing else of it.
+    """
+
+    #: Set by the worker; None returns the raw outputs, also in inference.
+    decoder: Decoder | None = None
+    _kept: Tensor | None = None
+
+    def _build_module(self) -> nn.Module:
+        config = self.engine_config.model_dtype
+        dtype = PrecisionType.to_dtype(config) if config is not None else torch.float32
+        init_context = get_init_weight_context_manager(
+            use_meta_tensor=not self.model_config.hf_config.tie_word_embeddings, mesh=self.device_mesh
+        )
+        with init_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "newly initialized: score.weight": we initialise it ourselves
+            module = load_backbone(
+                self.model_config.local_path,
+                self.model_config.hf_config,
+                dtype=dtype,
+                trust_remote_code=self.model_config.trust_remote_code,
+            )
+            apply_monkey_patch(
+                model=module,
+                use_remove_padding=self.use_remove_padding,
+                ulysses_sp_size=self.ulysses_sequence_parallel_size,
+                use_fused_kernels=False,
+            )
+            module.to(dtype)
+            if self.model_config.enable_gradient_checkpointing:
+                module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            setattr(module, head_name(module), self._new_head(module))
+        return module
+
+    def _new_head(self, module: nn.Module) -> nn.Module:
+        dvpo = self.model_config.dvpo
+        return build_head(module.config.get_text_config().hidden_size, dvpo.build(), seed=dvpo.head_seed)
+
+    def _build_lora_module(self, module: nn.Module) -> nn.Module:
+        """Adapters on the backbone; the head is trained whole, so it is kept out of their sight."""
+        name = head_name(module)
+        head = getattr(module, name)
+        setattr(module, name, nn.Identity())
+        module = super()._build_lora_module(module)
+        setattr(module.get_base_model(), name, head)
+        return module
+
+    def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
+        """Wraps the backbone as verl does and the head on its own, in fp32 whatever ``param_dtype`` is."""
+        owner = module.get_base_model() if hasattr(module, "get_base_model") else module
+        name = head_name(owner)
+        head = getattr(owner, name)
+        setattr(owner, name, nn.Identity())
+        module = super()._build_fsdp_module(module)
+        setattr(owner, name, self._wrap_head(head, module))
+        return module
+
+    def _wrap_head(self, head: nn.Module, module: nn.Module) -> nn.Module:
+        if isinstance(module, FSDPModule):
+            offload = self._offload_policy()
+            state = head.state_dict()
+            fp32 = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+            kwargs = {} if offload is None else {"offload_policy": offload}
+            fully_shard(
+                head,
+                mesh=self.device_mesh,
+                mp_policy=fp32,
+                reshard_after_forward=self.engine_config.reshard_after_forward,
+                **kwargs,
+            )
+            fsdp2_load_full_state_dict(head, state, self.device_mesh, offload)
+            return head
+        assert isinstance(module, FSDP)
+        fp32_v1 = MixedPrecision(
+            param_dtype=torch.float32, reduce_dtype=torch.float32, buffer_dtype=torch.float32, cast_forward_inputs=False
+        )
+        wrapped = FSDP(
+            head,
+            device_id=module.compute_device if module.compute_device.type != "cpu" else None,
+            mixed_precision=fp32_v1,
+            sync_module_states=True,
+            device_mesh=self.device_mesh,
+            use_orig_params=self.engine_config.use_orig_params,
+        )
+        state_type = FSDP.get_state_dict_type(module)
+        FSDP.set_state_dict_type(wrapped, state_type.state_dict_type, state_type.state_dict_config)
+        return wrapped
+
+    def _offload_policy(self) -> Any:
+        if not self._uses_fsdp2_cpu_offload_policy:
+            return None
+        from verl.utils.fsdp_utils import CPUOffloadPolicy
+
+        return CPUOffloadPolicy(pin_memory=True)
+
+    def infer_batch(self, data: TensorDict, loss_function: Callable | None = None) -> dict[str, Any]:
+        """verl's inference pass; what the decoder calls ``kept`` stays here, on every rank of the mini-batch."""
+        output = super().infer_batch(data, loss_function)
+        self._kept = output["model_output"].pop("kept", None)
+        return output
+
+    def take_kept(self) -> Tensor:
+        """The jagged (B, T, S) of the last inference pass, once."""
+        kept, self._kept = self._kept, None
+        assert kept is not None, "infer_batch with a decoder comes first"
+        return kept
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any = None
+    ) -> dict[str, Tensor]:
+        """The head's outputs without padding, as a jagged tensor (B, sequence, D); decoded in inference."""
+        logits = output.logits
+        input_ids = micro_batch["input_ids"]
+        if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
+            packed = self._gather_and_unpad_packed(logits.squeeze(0), output_args["pad_size"])
+        else:
+            lengths = input_ids.offsets().diff()
+            inside = torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)
+            packed = logits[inside]
+        if self.decoder is not None and not torch.is_grad_enabled():
+            return self.decoder(packed, micro_batch)
+        return {"outputs": torch.nested.nested_tensor_from_jagged(packed, input_ids.offsets())}

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a micro-batch's response tokens are, without padding and without asking the device for a number.
+
+Shape legend: B sequences, T response positions, L response tokens laid end to end, nnz prompt and response tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ResponseTokens:
+    """Index tensors over the L response tokens of a micro-batch, in order.
+
+    Attributes:
+        rows: (L,) the sequence of each token.
+        columns: (L,) its position within the response.
+        states: (L,) the position in the packed sequence of the state that predicts it, one to the left.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    states: Tensor
+
+    @classmethod
+    def of(cls, micro_batch: TensorDict) -> "ResponseTokens":
+        """From the jagged ``prompts`` and ``responses`` of a micro-batch, on the device where they are."""
+        prompts, responses = micro_batch["prompts"], micro_batch["responses"]
+        total = responses.values().shape[0]
+        offsets = responses.offsets()
+        lengths = offsets.diff()
+        sequences = torch.arange(lengths.shape[0], device=offsets.device)
+        rows = torch.repeat_interleave(sequences, lengths, output_size=total)
+        columns = torch.arange(total, device=offsets.device) - offsets[rows]
+        starts = (prompts.offsets().diff() + lengths).cumsum(0) - lengths  # where each response begins
+        return cls(rows, columns, starts[rows] + columns - 1)
+
+    def padded(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        """(L, ...) -> (B, T, ...) with (B, T) = ``shape`` and zeros elsewhere; differentiable."""
+        out = tokens.new_zeros(*shape, *tokens.shape[1:])
+        return out.index_put((self.rows, self.columns), tokens)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a critic's rank remembers between inference and update. It never leaves the process.
+
+Shape legend: B sequences of this rank, T response positions, L all response tokens of this rank laid end to end,
+S numbers kept per token.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from verl_dvpo.distributional.families.base import Reduce, ValueFamily
+
+
+class KeptSamples:
+    """The samples of one inference pass, with the responses they belong to.
+
+    Args:
+        kept: jagged (B, T, S).
+        responses: jagged (B, T) token ids, to recognise the batch again.
+        statistics: name -> sum over valid tokens, and ``tokens`` -> their number.
+    """
+
+    def __init__(self, kept: Tensor, responses: Tensor, statistics: dict[str, Tensor]) -> None:
+        self.values = kept.values()
+        self.offsets = responses.offsets()
+        self.responses = responses.values()
+        self.statistics = statistics
+
+    def check(self, data: TensorDict) -> None:
+        """Raises RuntimeError unless ``data`` holds the very sequences, in the order, that were inferred."""
+        responses = data["responses"]
+        same = torch.equal(responses.offsets(), self.offsets) and torch.equal(responses.values(), self.responses)
+        if not same:
+            raise RuntimeError(
+                "the critic's update got other sequences than its last inference pass: samples are kept per rank "
+                "and in order, so both calls need the same batch"
+            )
+
+
+class Targets:
+    """The targets of one update: name -> (L, ...), looked up by row of this rank's batch.
+
+    Args:
+        tensors: name -> (L, ...).
+        offsets: (B + 1,) where each row begins.
+        multipliers: of the constraints; empty where the family has none.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], offsets: Tensor, multipliers: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.offsets = offsets
+        self.multipliers = multipliers
+
+    def of(self, batch_rows: Tensor, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
+        """name -> (L', ...) for the tokens of a micro-batch.
+
+        Args:
+            batch_rows: (B',) row in this rank's batch of each sequence of the micro-batch.
+            rows: (L',) sequence of each token within the micro-batch.
+            columns: (L',) its position within the response.
+        """
+        home = self.offsets.device
+        index = self.offsets[batch_rows.to(home)][rows.to(home)] + columns.to(home)
+        return {name: tensor[index].to(columns.device) for name, tensor in self.tensors.items()}
+
+
+def build_targets(
+    family: ValueFamily,
+    kept: KeptSamples,
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    rows_per_chunk: int,
+    generator: torch.Generator | None = None,
+    reduce: Reduce | None = None,
+) -> Targets:
+    """Targets and multipliers of one update, a few rows at a time.
+
+    Args:
+        family: the critic's family.
+        kept: what inference kept.
+        rewards: jagged (B, T), any device.
+        mask: jagged (B, T), 0 at tokens that the policy did not write.
+        gamma: discount in [0, 1].
+        lam: trace in [0, 1].
+        rows_per_chunk: sequences built at once, >= 1.
+        generator: for targets that are drawn.
+        reduce: adds a 1-D tensor over data-parallel ranks; None for one rank.
+    """
+    device = kept.values.device
+    offsets = kept.offsets.to(device)
+    bounds = kept.offsets.tolist()
+    rewards_flat = rewards.values().to(device=device, dtype=torch.float32)
+    mask_flat = mask.values().to(device)
+    chunks: list[dict[str, Tensor]] = []
+    for first in range(0, len(bounds) - 1, rows_per_chunk):
+        last = min(first + rows_per_chunk, len(bounds) - 1)
+        piece = slice(bounds[first], bounds[last])
+        chunk_offsets = offsets[first : last + 1] - bounds[first]
+        inside = _inside(chunk_offsets)
+        padded = [_pad(flat[piece], inside) for flat in (kept.values, rewards_flat, mask_flat)]
+        built = family.build_targets(*padded, gamma=gamma, lam=lam, generator=generator)
+        chunks.append({name: tensor[inside] for name, tensor in built.items()})
+    tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return Targets(tensors, offsets, family.multipliers(tensors, mask_flat, reduce=reduce))
+
+
+def _inside(offsets: Tensor) -> Tensor:
+    """(B + 1,) -> (B, T) bool: true where a row has a token."""
+    lengths = offsets.diff()
+    return torch.arange(int(lengths.max()), device=offsets.device) < lengths.unsqueeze(1)
+
+
+def _pad(flat: Tensor, inside: Tensor) -> Tensor:
+    """(L, ...) -> (B, T, ...), zeros outside."""
+    out = flat.new_zeros(*inside.shape, *flat.shape[1:])
+    out[inside] = flat
+    return out
+
+
+def mean_statistics(statistics: Mapping[str, Tensor], reduce: Reduce | None = None) -> dict[str, float]:
+    """Sums over this rank's valid tokens, and ``tokens``, -> means over all ranks."""
+    names = [name for name in statistics if name != "tokens"]
+    sums = torch.stack([statistics[name].double() for name in (*names, "tokens")])
+    if reduce is not None:
+        sums = reduce(sums)
+    means = sums[:-1] / sums[-1].clamp_min(1)
+    return dict(zip(names, means.tolist(), strict=True))

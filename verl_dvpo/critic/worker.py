@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The critic's worker: (B, T) values go out, samples of the distribution stay.
+
+One step of training, on each rank: ``infer_batch`` decodes the head's outputs micro-batch by micro-batch, keeps the
+samples and returns their mean as ``values``. ``train_mini_batch`` builds the targets of the whole update once from
+those samples, then runs verl's own loop over epochs, mini-batches and micro-batches with the family's loss.
+
+Shape legend: B sequences, T response positions, L response tokens laid end to end, nnz all tokens laid end to end,
+D outputs of the head, S numbers kept per token.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric.utils import AggregationType, Metric
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
+
+from verl_dvpo.critic.config import FamilyConfig
+from verl_dvpo.critic.fsdp import MODEL_TYPE
+from verl_dvpo.critic.packing import ResponseTokens
+from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, mean_statistics
+
+#: Set on the batch by ``train_mini_batch``: the row of each sequence in this rank's batch.
+ROW = "dvpo_row"
+
+
+class DistributionalCriticWorker(TrainingWorker):
+    """verl's training worker around a :class:`~verl_dvpo.distributional.families.base.ValueFamily`."""
+
+    def __init__(self, config: TrainingWorkerConfig) -> None:
+        # Frozen for users; the trainer of verl 0.9.1 names the model type in trainer_base.py `_setup`.
+        object.__setattr__(config, "model_type", MODEL_TYPE)
+        super().__init__(config)
+        self.settings: FamilyConfig = config.model_config.dvpo
+        self.family = self.settings.build()
+        self.engine.decoder = self._decode
+        self._statistics: dict[str, Tensor] = {}
+        self._kept: KeptSamples | None = None
+        self._targets: Targets | None = None
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def set_loss_fn(self, loss_fn: Any) -> None:
+        """Takes the critic's configuration from verl's ``partial(value_loss, config=...)``; the loss is the family's."""
+        self.loss_fn = partial(self._loss, loss_fn.keywords["config"])
+
+    # ------------------------------------------------------------------ inference
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
+    def infer_batch(self, data: TensorDict) -> TensorDict:
+        """verl's inference pass; remembers the samples. Returns ``values``, jagged (B, prompt + response)."""
+        self._statistics = {}
+        output = super().infer_batch(data)
+        self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
+        return output
+
+    def _decode(self, outputs: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
+        """(nnz, D) -> ``values`` jagged (B, prompt + response), 0 at the prompt, and ``kept`` jagged (B, T, S)."""
+        tokens = ResponseTokens.of(micro_batch)
+        responses, input_ids = micro_batch["responses"], micro_batch["input_ids"]
+        states = outputs[tokens.states].float()
+        kept = self.family.keep(states)
+        self._accumulate(states, micro_batch["response_mask"].values())
+        values = kept.new_zeros(outputs.shape[0])
+        values[tokens.states] = self.family.values_from_kept(kept)
+        if self.settings.keep_on == "cpu":
+            kept = kept.cpu()
+        return {
+            "values": torch.nested.nested_tensor_from_jagged(values, input_ids.offsets()),
+            "kept": torch.nested.nested_tensor_from_jagged(kept, responses.offsets().to(kept.device)),
+        }
+
+    def _accumulate(self, states: Tensor, mask: Tensor) -> None:
+        mask = mask.to(states.dtype)
+        sums = {name: (value * mask).sum() for name, value in self.family.statistics(states).items()}
+        sums["tokens"] = mask.sum()
+        for name, value in sums.items():
+            self._statistics[name] = self._statistics[name] + value if name in self._statistics else value
+
+    # ------------------------------------------------------------------ update
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
+    def train_mini_batch(self, data: TensorDict) -> TensorDict:
+        """Targets of the whole update from the kept samples, then verl's loop.
+
+        ``data`` needs, beside verl's own fields, ``rm_scores`` or ``token_level_rewards``, and the scalars ``gamma``,
+        ``lam`` and ``global_steps`` of the trainer.
+
+        Raises:
+            RuntimeError: no inference pass went before, or it saw another batch.
+        """
+        if self._kept is None:
+            raise RuntimeError("the critic's update needs an inference pass on the same batch before it")
+        self._kept.check(data)
+        metrics = {f"critic/{k}": v for k, v in mean_statistics(self._kept.statistics, self._sum_over_ranks).items()}
+        self._targets = self._build_targets(data, self._kept)
+        metrics |= {f"critic/multiplier/{k}": v.item() for k, v in self._targets.multipliers.items()}
+        data[ROW] = torch.arange(data.shape[0])
+        output = super().train_mini_batch(data)
+        self._kept = self._targets = None
+        if output is None:
+            return output
+        logged = tu.get(output, "metrics") | {name: [value] for name, value in metrics.items()}
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": logged})
+
+    def _build_targets(self, data: TensorDict, kept: KeptSamples) -> Targets:
+        lam = self.settings.lam if self.settings.lam is not None else tu.pop(data, key="lam")
+        return build_targets(
+            self.family,
+            kept,
+            data["token_level_rewards"] if "token_level_rewards" in data else data["rm_scores"],
+            data["response_mask"],
+            gamma=tu.pop(data, key="gamma"),
+            lam=lam,
+            rows_per_chunk=self.settings.rows_per_chunk,
+            generator=self._generator(tu.pop(data, key="global_steps"), kept.values.device),
+            reduce=self._sum_over_ranks,
+        )
+
+    def _generator(self, step: int, device: torch.device) -> torch.Generator:
+        """Depends on the seed, the step and the data-parallel rank alone, so that a resumed run draws the same."""
+        rank = self.engine.get_data_parallel_rank()
+        return torch.Generator(device).manual_seed((self.settings.target_seed * 1_000_003 + step) * 65_537 + rank)
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        torch.distributed.all_reduce(tensor, group=self.engine.get_data_parallel_group())
+        return tensor
+
+    def _loss(
+        self, config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
+    ) -> tuple[Tensor, dict[str, Metric]]:
+        """The family's loss on one micro-batch, aggregated by verl's rules over the whole mini-batch."""
+        tokens = ResponseTokens.of(data)
+        mask = data["response_mask"].to_padded_tensor(0)
+        with torch.autocast(device_type=mask.device.type, enabled=False):
+            outputs = model_output["outputs"].values()[tokens.states].float()
+            targets = self._targets.of(data[ROW], tokens.rows, tokens.columns)
+            loss = self.family.loss(outputs, targets, self._targets.multipliers)
+            terms = {"vf_loss": loss.total} | {f"loss/{name}": term.detach() for name, term in loss.terms.items()}
+            terms["vpred_mean"] = self.family.samples(outputs.detach()).mean(-1)
+            aggregated = [
+                agg_loss(
+                    loss_mat=tokens.padded(term, mask.shape),
+                    loss_mask=mask.bool(),
+                    loss_agg_mode=config.loss_agg_mode,
+                    dp_size=data["dp_size"],
+                    batch_num_tokens=data["batch_num_tokens"],
+                    global_batch_size=data["global_batch_size"],
+                    loss_scale_factor=config.loss_scale_factor,
+                )
+                for term in terms.values()
+            ]
+        values = torch.stack([value.detach() for value in aggregated]).tolist()  # one wait for the device
+        # Each micro-batch holds its share of the mini-batch's mean, so shares add up (as in verl's value_loss).
+        metrics = {
+            f"critic/{name}": Metric(value=value, aggregation=AggregationType.SUM)
+            for name, value in zip(terms, values, strict=True)
+        }
+        return aggregated[0], metrics

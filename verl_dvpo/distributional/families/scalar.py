@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scalar critic of PPO, as a family: the same loss as verl's own, number for number."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from verl_dvpo.distributional.families.base import FamilyLoss, ValueFamily
+from verl_dvpo.distributional.returns import distributional_gae
+
+
+class ScalarFamily(ValueFamily):
+    """One output, the value itself; squared error to the lambda-return, with PPO's clipping around the old value.
+
+    Args:
+        cliprange: how far, in units of reward, a prediction may move from its old value before the clipped loss
+            takes over; >= 0. verl's ``critic.cliprange_value``.
+
+    Raises:
+        ValueError: ``cliprange`` is negative.
+    """
+
+    num_outputs = 1
+    num_kept = 1
+
+    def __init__(self, *, cliprange: float = 0.5) -> None:
+        if not cliprange >= 0:
+            raise ValueError(f"cliprange must be >= 0, got {cliprange}")
+        self.cliprange = cliprange
+
+    def samples(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def build_targets(
+        self,
+        kept: Tensor,
+        rewards: Tensor,
+        mask: Tensor,
+        *,
+        gamma: float,
+        lam: float,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """``returns`` (B, T, 1), the lambda-return of GAE (arXiv 1506.02438), and ``values`` (B, T, 1)."""
+        returns, _ = distributional_gae(rewards, kept, mask, gamma=gamma, lam=lam)
+        return {"returns": returns, "values": kept}
+
+    def loss(
+        self, outputs: Tensor, targets: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None
+    ) -> FamilyLoss:
+        old, returns = targets["values"], targets["returns"]
+        clipped = outputs.clamp(old - self.cliprange, old + self.cliprange)
+        squared = torch.maximum((outputs - returns).square(), (clipped - returns).square()).squeeze(-1)
+        return FamilyLoss(total=0.5 * squared, terms={"squared_error": squared})

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""verl's three trainers with a distributional critic: ``trainer.v1.trainer_mode=dvpo_sync`` and its async sisters.
+
+What differs from verl's: the critic role is played by our worker, values reach the estimator ``dvpo``, the targets'
+ingredients (gamma, lam, step) reach the critic, and rewards are checked before anything learns from them.
+"""
+
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.protocol import DataProto
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.ray_trainer import apply_kl_penalty
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.workers.utils.padding import response_to_nested
+
+#: The estimators that need values of our critic handed over by the trainer.
+ESTIMATORS = ("dvpo",)
+
+
+class DistributionalCriticMixin(PPOTrainer):
+    """The differences, on top of any of verl's trainers. ``base_mode`` is that trainer's own name."""
+
+    base_mode: str
+
+    def __init__(self, config: DictConfig) -> None:
+        # verl 0.9.1 compares the mode's name in several places (trainer_base.py, _build_replay_buffer and others).
+        mode = config.trainer.v1.trainer_mode
+        with open_dict(config):
+            self.settings = config.trainer.v1.get(mode, {})
+            config.trainer.v1.trainer_mode = self.base_mode
+        super().__init__(config)
+
+    def _build_replay_buffer(self) -> Any:
+        """verl's buffer, asking TransferQueue every ``poll_interval`` seconds instead of every 2."""
+        buffer = super()._build_replay_buffer()
+        if (interval := self.settings.get("poll_interval")) is not None:
+            buffer.poll_interval = interval
+        return buffer
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        if Role.Critic in self.role_worker_mapping:
+            from verl_dvpo.critic.worker import DistributionalCriticWorker
+
+            self.role_worker_mapping[Role.Critic] = ray.remote(DistributionalCriticWorker)
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's own, but for the estimators that need values."""
+        self._check_rewards(batch)
+        if self.config.algorithm.adv_estimator not in ESTIMATORS:
+            return super()._compute_advantage(batch, metrics)
+
+        # 1. fetch (B, T) fields only
+        fields = ["uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob", "values"]
+        stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        jagged_mask = stored["response_mask"]
+        data = DataProto(batch=stored.to_padded_tensor())
+        data.non_tensor_batch["uid"] = np.array(data.batch.pop("uid").tolist(), dtype=object)
+
+        # 2. rewards, with the KL penalty where asked for
+        outputs = ["advantages", "returns"]
+        data.batch["token_level_scores"] = data.batch["rm_scores"]
+        data.batch["token_level_rewards"] = data.batch["rm_scores"]
+        if self.config.algorithm.use_kl_in_reward:
+            data, kl_metrics = apply_kl_penalty(
+                data, kl_ctrl=self.kl_ctrl_in_reward, kl_penalty=self.config.algorithm.kl_penalty
+            )
+            metrics.update(kl_metrics)
+            outputs.append("token_level_rewards")
+
+        # 3. importance weights between rollout and trainer, where asked for
+        outputs += self._correct_rollout(data, metrics)
+
+        # 4. advantages from values, by the registered estimator
+        estimator = core_algos.get_adv_estimator_fn(self.config.algorithm.adv_estimator)
+        data.batch["advantages"], data.batch["returns"] = estimator(
+            token_level_rewards=data.batch["token_level_rewards"],
+            response_mask=data.batch["response_mask"],
+            values=data.batch["values"],
+            gamma=self.config.algorithm.gamma,
+            lam=self.config.algorithm.lam,
+            config=self.config.algorithm,
+        )
+
+        # 5. back to TransferQueue
+        written = {name: response_to_nested(data.batch[name], jagged_mask) for name in outputs}
+        return tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(written, batch_size=len(batch))
+        )
+
+    def _correct_rollout(self, data: DataProto, metrics: dict) -> list[str]:
+        """verl's rollout correction; returns the names of the fields that it changed or added."""
+        config = self.config.algorithm.get("rollout_correction")
+        if config is None or "rollout_log_probs" not in data.batch or config.get("bypass_mode", False):
+            return []
+        corrected, correction_metrics = compute_rollout_correction_and_add_to_batch(data, config)
+        metrics.update(correction_metrics)
+        data.batch = corrected.batch
+        return ["response_mask"] + (["rollout_is_weights"] if "rollout_is_weights" in data.batch else [])
+
+    def _check_rewards(self, batch: KVBatchMeta) -> None:
+        """Raises ValueError naming the samples whose reward is not a finite number."""
+        stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
+        scores = stored["rm_scores"].to_padded_tensor(0.0)
+        bad = ~torch.isfinite(scores).all(dim=-1)
+        if bad.any():
+            uids = [key for key, is_bad in zip(batch.keys, bad.tolist(), strict=True) if is_bad]
+            raise ValueError(
+                f"step {self.global_steps}: the reward function returned a value that is not finite for {len(uids)} "
+                f"of {len(batch.keys)} samples; uids: {', '.join(uids[:8])}. Nothing was updated or saved."
+            )
+
+    def _update_critic(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's own, with what the critic needs to build its targets."""
+        batch.extra_info.update(
+            gamma=self.config.algorithm.gamma,
+            lam=self.config.algorithm.lam,
+            global_steps=self.global_steps * self.parameter_sync_step + self.local_trigger_step,
+        )
+        return super()._update_critic(batch, metrics)
+
+
+@register_trainer("dvpo_sync")
+class DVPOTrainerSync(DistributionalCriticMixin, PPOTrainerSync):
+    """Rollout and training take turns on the same devices."""
+
+    base_mode = "sync"
+
+
+@register_trainer("dvpo_colocate_async")
+class DVPOTrainerColocateAsync(DistributionalCriticMixin, PPOTrainerColocateAsync):
+    """As ``dvpo_sync``, with rollouts that may stop and go on after an update."""
+
+    base_mode = "colocate_async"
+
+
+@register_trainer("dvpo_separate_async")
+class DVPOTrainerSeparateAsync(DistributionalCriticMixin, PPOTrainerSeparateAsync):
+    """Rollout and training on devices of their own."""
+
+    base_mode = "separate_async"
