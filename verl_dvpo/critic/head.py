@@ -20,12 +20,11 @@ class ValueHead(nn.Linear):
 
 
 def build_head(hidden_size: int, family: ValueFamily, *, seed: int) -> ValueHead:
-    """A head for ``family``: weights by :meth:`ValueFamily.init_head` from ``seed``, bias 0, fp32."""
+    """A head for ``family``: filled by :meth:`ValueFamily.init_head` from ``seed``, fp32."""
     head = ValueHead(hidden_size, family.num_outputs, dtype=torch.float32)
     if head.weight.device.type != "meta":
         with torch.no_grad():
-            family.init_head(head.weight, torch.Generator(head.weight.device).manual_seed(seed))
-            head.bias.zero_()
+            family.init_head(head.weight, head.bias, torch.Generator(head.weight.device).manual_seed(seed))
     return head
 
 

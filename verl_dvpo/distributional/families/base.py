@@ -111,9 +111,11 @@ class ValueFamily(ABC):
         """(L, D) -> metric name -> (L,): averaged over valid tokens and logged as ``critic/<name>``."""
         return {}
 
-    def init_head(self, weight: Tensor, generator: torch.Generator) -> None:
-        """Fills the head's last weight (D, H) in place; the bias starts at 0.
+    def init_head(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
+        """Fills the head's last weight (D, H) and bias (D,) in place.
 
-        Normal with standard deviation 1/sqrt(H), every output drawn on its own.
+        Normal with standard deviation 0.1/sqrt(H), every output drawn on its own: hidden states leave the backbone's
+        last norm with a root mean square near 1, so first values are near 0.1 and heads start apart. Bias 0.
         """
-        weight.normal_(std=weight.shape[1] ** -0.5, generator=generator)
+        weight.normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)
+        bias.zero_()

@@ -115,8 +115,16 @@ class QuantileEnsembleFamily(ValueFamily):
             "ensemble/quantile_std": heads.std(-2, correction=0).mean(-1),
         }
 
-    def init_head(self, weight: Tensor, generator: torch.Generator) -> None:
-        """Each head is drawn on its own; its M quantiles start equal, so no pair is out of order. (ours)"""
+    def init_head(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
+        """Each head is drawn on its own; its M quantiles share a weight and differ by an ascending bias. (ours)
+
+        So no pair is out of order, and no two are equal: which of equal quantiles belong to a tail is left to rounding.
+        The bias runs from −0.01 to 0.01, in units of reward.
+        """
         rows = torch.empty(self.num_heads, 1, weight.shape[1], dtype=weight.dtype)
-        rows.normal_(std=weight.shape[1] ** -0.5, generator=generator)
+        rows.normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)
         weight.copy_(rows.expand(-1, self.num_quantiles, -1).flatten(0, 1))
+        if self.num_quantiles == 1:
+            bias.zero_()
+        else:
+            bias.copy_(torch.linspace(-0.01, 0.01, self.num_quantiles, dtype=bias.dtype).repeat(self.num_heads))

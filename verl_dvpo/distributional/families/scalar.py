@@ -25,8 +25,7 @@ class ScalarFamily(ValueFamily):
     num_kept = 1
 
     def __init__(self, *, cliprange: float = 0.5) -> None:
-        if not cliprange >= 0:
-            raise ValueError(f"cliprange must be >= 0, got {cliprange}")
+        require_cliprange(cliprange)
         self.cliprange = cliprange
 
     def samples(self, outputs: Tensor) -> Tensor:
@@ -49,7 +48,35 @@ class ScalarFamily(ValueFamily):
     def loss(
         self, outputs: Tensor, targets: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None
     ) -> FamilyLoss:
-        old, returns = targets["values"], targets["returns"]
-        clipped = outputs.clamp(old - self.cliprange, old + self.cliprange)
-        squared = torch.maximum((outputs - returns).square(), (clipped - returns).square()).squeeze(-1)
+        squared = clipped_squared_error(outputs, targets["returns"], targets["values"], self.cliprange).squeeze(-1)
         return FamilyLoss(total=0.5 * squared, terms={"squared_error": squared})
+
+
+def clipped_squared_error(values: Tensor, returns: Tensor, old: Tensor, cliprange: float) -> Tensor:
+    """PPO's value loss without its factor of one half: the larger of the plain and of the clipped squared error.
+
+    max((V − R)², (clip(V, V_old ± cliprange) − R)²), elementwise over N heads: each head is clipped around itself.
+
+    Args:
+        values: (..., N) with gradient.
+        returns: (..., 1), or (..., N).
+        old: (..., N) the values before the update.
+        cliprange: >= 0, in units of reward.
+
+    Returns:
+        (..., N).
+    """
+    clipped = values.clamp(old - cliprange, old + cliprange)
+    return torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+def require_heads(num_heads: int) -> None:
+    """Raises ValueError for an ensemble of none."""
+    if num_heads < 1:
+        raise ValueError(f"num_heads must be >= 1, got {num_heads}")
+
+
+def require_cliprange(cliprange: float) -> None:
+    """Raises ValueError for a negative range; NaN is one."""
+    if not cliprange >= 0:
+        raise ValueError(f"cliprange must be >= 0, got {cliprange}")

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of two data-parallel ranks; run by test_ranks_on_cpu.py in a process of its own."""
+
+import sys
+
+import torch
+
+from critic import harness
+
+
+def main(model: str, target: str, port: str, rank: str, out: str) -> None:
+    dvpo = {"target": target, "num_heads": 2, "num_quantiles": 5}
+    worker = harness.make_worker(model, rank=int(rank), world_size=2, port=int(port), dvpo=dvpo)
+    gradients = harness.capture_gradients(worker)
+    batch = harness.make_batch(rows=slice(0, 4) if rank == "0" else slice(4, 8))
+    harness.infer(worker, batch)
+    metrics = harness.train(worker, batch)
+    if rank == "0":
+        loss = sum(metrics["critic/loss"]) if "critic/loss" in metrics else metrics["loss"]
+        torch.save({"gradients": gradients, "loss": loss, "metrics": metrics}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
