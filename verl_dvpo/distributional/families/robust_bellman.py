@@ -14,8 +14,8 @@ from verl_dvpo.distributional.returns import distributional_gae
 class RobustBellmanFamily(ValueFamily):
     """V(s) = min_i V_i(s) is the actor's baseline and the bootstrap in the λ-return; every head is regressed on that.
 
-    L = mean over heads of ½·`squared_error` (PPO's, clipped around the head's own old value). The papers compare with a
-    robust Bellman critic without giving its formula: this form is rebuilt. With N = 1 it is `scalar`, number for number.
+    L = mean over heads of ½·`squared_error` (PPO's, clipped around the head's own old value). A baseline of [DVPO] and
+    [DFPO], rebuilt: no formula was at hand. With N = 1 it is `scalar`, number for number.
 
     Args:
         num_heads: N >= 1.
