@@ -22,10 +22,11 @@ from torch.autograd.function import once_differentiable
 
 from ._checks import as_compute, check_not_negative
 from .levels import check_levels
-from .sorting import count_below, sort_samples
+from .sorting import count_below, count_tied, sort_samples
 
-# θs per block. On a CPU a block's temporaries should stay in the cache; a GPU wants fewer, larger kernels.
-_BLOCK_CPU = 1 << 16
+# θs (or samples) per block. On a CPU, per thread: temporaries stay in the cache and each thread has enough to do. A GPU
+# wants fewer, larger kernels.
+_BLOCK_PER_CPU_THREAD = 1 << 15
 _BLOCK_ACCELERATOR = 1 << 20
 
 
@@ -147,17 +148,18 @@ def _value_and_gradient(
     rows, size = theta.shape
     loss = theta.new_empty(rows)
     gradient = theta.new_empty((rows, size) if with_gradient else (0, size))
-    budget = _BLOCK_CPU if theta.device.type == "cpu" else _BLOCK_ACCELERATOR
+    on_cpu = theta.device.type == "cpu"
+    budget = _BLOCK_PER_CPU_THREAD * torch.get_num_threads() if on_cpu else _BLOCK_ACCELERATOR
     step = max(1, budget // max(size, z.shape[1]))
     one_block = _pinball_block if kappa == 0.0 else _huber_block
     for start in range(0, rows, step):
         block = slice(start, start + step)
         value, slope = one_block(theta[block], z[block], tau, kappa)
-        value = value @ weight
+        value = value @ weight.to(value.dtype)
         loss[block] = value
         if with_gradient:
             # value·0 is 0, or NaN if the row is not finite: counts alone would not show a NaN among the targets.
-            slope.mul_(weight).add_((value * 0.0)[:, None])
+            slope.mul_(weight.to(slope.dtype)).add_((value * 0.0)[:, None])
             gradient[block] = slope
     return loss, gradient
 
@@ -168,26 +170,22 @@ def _(theta, z, tau, weight, kappa, with_gradient):
     return theta.new_empty(rows), theta.new_empty((rows if with_gradient else 0, size))
 
 
-def _prefix_sums(values: torch.Tensor) -> torch.Tensor:
-    """(R, K) -> (R, K+1): entry c is the sum of the first c values."""
-    return torch.nn.functional.pad(values.cumsum(-1), (1, 0))
-
-
 def _pinball_block(
     theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ_k ρ_τ^0(z_k − θ) and its slope in θ: (R, J) and (R, J) in float64.
+    """Σ_k ρ_τ^0(z_k − θ) and its slope in θ: (R, J) and (R, J) in the inputs' dtype.
 
     With c = #{z < θ}, S_c the sum of the c smallest and S that of all: Σ_k ρ = (c − τK)θ − S_c + τS. The slope is
-    c − τK, plus τ for each z that equals θ.
+    c − τ(K − #{z = θ}). Once prefix sums are taken in float64 around the median, their float32
+    values do: every |S_c| is at most Σ|z − median|, and the loss at least min(τ, 1−τ) times that.
     """
+    centre, sums = _centred_sums(z)
     below = count_below(z, theta)
-    not_above = count_below(z, theta, or_equal=True)
-    centre = z[:, z.shape[1] // 2, None].double()
-    sums = _prefix_sums(z.double() - centre)
-    excess = below - tau * z.shape[1]
-    value = excess * (theta.double() - centre) - sums.gather(1, below) + tau * sums[:, -1:]
-    return value, excess.add_(tau * (not_above - below))
+    slope = below.number - tau.to(theta.dtype) * z.shape[1]
+    value = slope * (theta - centre)
+    value.sub_(sums.to(theta.dtype).gather(1, below.place)).add_((tau * sums[:, -1:]).to(theta.dtype))
+    tied = count_tied(z, theta, below)
+    return value, slope if tied is None else below.number - tau.to(theta.dtype) * (z.shape[1] - tied)
 
 
 def _huber_block(
@@ -195,30 +193,48 @@ def _huber_block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Σ_k ρ_τ^κ(z_k − θ), κ > 0, and its slope in θ: (R, J) and (R, J) in float64.
 
-    The four runs, left to right: linear and quadratic below θ (weight 1 − τ), quadratic and linear above (weight τ).
+    For each edge e in θ − κ, θ, θ + κ let c, A and B be the count, Σ (θ − z) and Σ (θ − z)² of the samples below it.
+    Then the samples below θ (weight 1 − τ) have Σ H/κ = A₁ − ½κc₁ + (B₂ − B₁)/2κ with slope c₁ + (A₂ − A₁)/κ, and
+    likewise those above (weight τ). float64 throughout: a narrow zone's sums are small differences of large ones.
     """
     size = z.shape[1]
-    centre = z[:, size // 2, None].double()
-    shifted = z.double() - centre
-    sums, squares = _prefix_sums(shifted), _prefix_sums(shifted * shifted)
+    centre, sums = _centred_sums(z)
+    squares = _prefix_sums((z.double() - centre).square_())
     middle = theta.double() - centre
-    ends = [count_below(z, edge) for edge in (theta - kappa, theta, theta + kappa)]
+    # Edges are looked for around the median too: at values near 5000, θ ± κ in float32 is off by 2e-4.
+    samples, points = z - centre, theta - centre
+    c1, _, a1, b1 = _moments_below(samples, points - kappa, middle, sums, squares)
+    _, _, a2, b2 = _moments_below(samples, points, middle, sums, squares)
+    c3, s3, a3, b3 = _moments_below(samples, points + kappa, middle, sums, squares)
+    far = c3.sub_(size)  # minus the number of samples above θ + κ
+    near_below = a2.sub(a1).div_(kappa)
+    near_above = a3.sub_(a2).div_(kappa)
+    slope = torch.lerp(near_below.add_(c1), near_above.add_(far), tau)
+    value_below = a1.sub_(c1, alpha=0.5 * kappa).add_(b1.sub_(b2), alpha=-0.5 / kappa)
+    beyond = s3.neg_().add_(sums[:, -1:]).addcmul_(far, middle)
+    value_above = beyond.add_(far, alpha=0.5 * kappa).add_(b3.sub_(b2), alpha=0.5 / kappa)
+    return torch.lerp(value_below, value_above, tau), slope
 
-    far_below = ends[0] * (middle - 0.5 * kappa) - sums.gather(1, ends[0])
-    far_above = (sums[:, -1:] - sums.gather(1, ends[2])) - (size - ends[2]) * (middle + 0.5 * kappa)
-    near_below, slope_below = _quadratic_run(sums, squares, middle, ends[0], ends[1])
-    near_above, slope_above = _quadratic_run(sums, squares, middle, ends[1], ends[2])
 
-    value = (1.0 - tau) * (far_below + near_below / (2.0 * kappa)) + tau * (far_above + near_above / (2.0 * kappa))
-    slope = (1.0 - tau) * (ends[0] + slope_below / kappa) + tau * (slope_above / kappa - (size - ends[2]))
-    return value, slope
+def _moments_below(
+    z: torch.Tensor, edge: torch.Tensor, middle: torch.Tensor, sums: torch.Tensor, squares: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the samples z below `edge`: count, Σ z, Σ (θ − z), Σ (θ − z)²; (R, J) each, float64. `middle` is θ centred."""
+    count = count_below(z, edge)
+    number = count.number.double()
+    total = sums.gather(1, count.place)
+    weighted = number * middle
+    first = weighted - total
+    second = squares.gather(1, count.place).addcmul_(middle, weighted.neg_().add_(first, alpha=2.0))
+    return number, total, first, second
 
 
-def _quadratic_run(
-    sums: torch.Tensor, squares: torch.Tensor, middle: torch.Tensor, first: torch.Tensor, last: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Over the samples numbered first ≤ k < last: Σ (z_k − θ)² and Σ (θ − z_k)."""
-    count = last - first
-    slope = count * middle - (sums.gather(1, last) - sums.gather(1, first))
-    value = (squares.gather(1, last) - squares.gather(1, first)) + middle * (2.0 * slope - count * middle)
-    return value, slope
+def _centred_sums(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row's median (R, 1) and the prefix sums (R, K+1) of the samples around it in float64."""
+    centre = z[:, z.shape[1] // 2, None]
+    return centre, _prefix_sums(z.double() - centre)
+
+
+def _prefix_sums(values: torch.Tensor) -> torch.Tensor:
+    """(R, K) -> (R, K+1): entry c is the sum of the first c values."""
+    return torch.nn.functional.pad(values.cumsum(-1), (1, 0))

@@ -54,8 +54,8 @@ def distributional_gae(
     rewards, quantiles, valid = _checked(rewards, quantiles, mask, gamma, lam)
     advantages = rewards[:, :, None] + gamma * _next_valid(quantiles, valid)
     advantages = torch.where(valid[:, :, None], advantages.sub_(quantiles), 0.0)
-    trace = torch.where(valid, gamma * lam, 1.0).to(quantiles.dtype)[:, :, None]
-    advantages = _scan(advantages, trace)
+    trace = torch.ones_like(rewards).masked_fill_(valid, gamma * lam)
+    advantages = _scan(advantages, trace[:, :, None])
     mean = advantages.mean(-1)
     return advantages.add_(quantiles), mean
 
@@ -94,8 +94,8 @@ def sample_replacement_returns(
     size = quantiles.shape[-1]
     device = quantiles.device
     if lam == 1.0:
-        carried = torch.where(valid, gamma, 1.0).to(quantiles.dtype)[:, :, None]
-        monte_carlo = _scan(torch.where(valid, rewards, 0.0)[:, :, None], carried)
+        carried = torch.ones_like(rewards).masked_fill_(valid, gamma)
+        monte_carlo = _scan(torch.where(valid, rewards, 0.0)[:, :, None], carried[:, :, None])
         return monte_carlo.expand(-1, -1, size).contiguous()
     replaced = torch.empty(quantiles.shape, dtype=torch.bool, device=device)
     replaced.bernoulli_(1.0 - lam, generator=generator)
@@ -106,11 +106,10 @@ def sample_replacement_returns(
         # In slices of T, because an int64 index of the full size would be as large as two copies of the data.
         turned = (points + shift[:, t, None]).remainder_(size)
         following[:, t] = following[:, t].gather(-1, turned)
-    offset = rewards[:, :, None] + following.mul_(gamma).mul_(replaced)
-    offset = torch.where(valid[:, :, None], offset, 0.0)
-    carried = torch.where(replaced, 0.0, gamma).to(quantiles.dtype)
-    carried = torch.where(valid[:, :, None], carried, 1.0)
-    return _scan(offset, carried)
+    offset = following.mul_(gamma).mul_(replaced).add_(rewards[:, :, None])
+    carried = torch.full_like(offset, gamma).masked_fill_(replaced, 0.0)
+    ignored = ~valid[:, :, None]
+    return _scan(offset.masked_fill_(ignored, 0.0), carried.masked_fill_(ignored, 1.0))
 
 
 def _checked(
@@ -149,7 +148,7 @@ def _scan(offset: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     T is cut into about √T chunks that are scanned side by side, one step of all chunks per kernel; `factor` becomes
     its running product, which then carries each chunk's first x into the chunk before. That is 2·√T steps and two
     passes over the data, where a loop takes T steps, and a log-depth scan log2(T) passes. Products of factors in
-    [0, 1] only shrink, so it is as accurate as the loop.
+    [0, 1] only shrink, so it is as accurate as the loop. Both arguments are overwritten.
 
     Args:
         offset: (B, T, M).
@@ -159,7 +158,7 @@ def _scan(offset: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         (B, T, M).
     """
     batch, length, _ = offset.shape
-    if length == 0:
+    if offset.numel() == 0:
         return offset
     chunk = min(length, max(32, math.isqrt(length - 1) + 1))
     padding = -length % chunk
@@ -167,8 +166,8 @@ def _scan(offset: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         # At the end of T: x is 0 there whatever the factor is, as long as the offset is 0.
         offset = torch.nn.functional.pad(offset, (0, 0, 0, padding))
         factor = torch.nn.functional.pad(factor, (0, 0, 0, padding))
-    x = offset.reshape(batch, -1, chunk, offset.shape[-1]).clone()
-    a = factor.reshape(batch, -1, chunk, factor.shape[-1]).clone()
+    x = offset.reshape(batch, -1, chunk, offset.shape[-1])
+    a = factor.reshape(batch, -1, chunk, factor.shape[-1])
     for i in range(chunk - 2, -1, -1):
         x[:, :, i].addcmul_(a[:, :, i], x[:, :, i + 1])
         a[:, :, i].mul_(a[:, :, i + 1])

@@ -10,6 +10,8 @@ Shapes: R rows, K samples, J thresholds, "..." any leading shape.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 try:
@@ -34,27 +36,62 @@ def sort_with_gradient(samples: torch.Tensor) -> torch.Tensor:
     return samples.gather(-1, order)
 
 
-def count_below(rows: torch.Tensor, thresholds: torch.Tensor, *, or_equal: bool = False) -> torch.Tensor:
+class Count(NamedTuple):
+    """How many samples of its row lie below each threshold: the same (R, J) numbers, to compute and to index with."""
+
+    number: torch.Tensor  # in the thresholds' dtype
+    place: torch.Tensor  # in int64
+
+
+def count_below(rows: torch.Tensor, thresholds: torch.Tensor, *, or_equal: bool = False) -> Count:
     """For each threshold, how many of its row's samples are smaller (or equal).
 
     Args:
         rows: (R, K) ascending.
-        thresholds: (R, J), in any order. For a NaN the count means nothing.
+        thresholds: (R, J), in any order, same dtype. For a NaN the count means nothing, but is in 0..K.
         or_equal: count samples that equal the threshold too.
 
     Returns:
-        (R, J) int64 in 0..K.
+        (R, J) counts in 0..K.
     """
     if rows.device.type != "cpu":
-        return torch.searchsorted(rows, thresholds.contiguous(), right=or_equal)
+        index = torch.searchsorted(rows.contiguous(), thresholds.contiguous(), right=or_equal)
+        return Count(index.to(thresholds.dtype), index)
+    number = _count_below_cpu(rows, thresholds, or_equal)
+    # Through int32, because the direct conversion of floats to int64 is not vectorised.
+    return Count(number, number.int().long())
+
+
+def _count_below_cpu(rows: torch.Tensor, thresholds: torch.Tensor, or_equal: bool) -> torch.Tensor:
+    """Binary search of all thresholds at once; counts are floats because torch compares and adds those fastest."""
     size = rows.shape[1]
+    above = torch.ge if or_equal else torch.gt
+    # A Huber zone wider than the data is common (κ = 1, rewards in [0, 1]): then all counts are the same.
+    if thresholds.numel() == 0 or thresholds.max() < rows[:, 0].min():
+        return torch.zeros_like(thresholds)
+    if thresholds.min() > rows[:, -1].max():
+        return torch.full_like(thresholds, size)
     steps = size.bit_length()
-    # With 2^steps − 1 entries every probe is inside the row; infinity is never below a finite threshold.
+    # With 2^steps − 1 entries every probe is inside the row, and infinity is above every finite threshold.
     padded = torch.nn.functional.pad(rows, (0, (1 << steps) - 1 - size), value=torch.inf)
-    below = torch.le if or_equal else torch.lt
-    count = torch.zeros(thresholds.shape, dtype=torch.int64)
-    for step in (1 << i for i in reversed(range(steps))):
-        # `count` samples are known to be below; is the one `step` further too?
-        probe = padded[:, step - 1 :].gather(1, count)
-        count.add_(below(probe, thresholds), alpha=step)
-    return count.clamp_(max=size)
+    # The first steps have few pivots: comparing with all of them is cheaper than looking one up.
+    fine = max(0, steps - 3)
+    hit = torch.empty_like(thresholds)
+    number = torch.zeros_like(thresholds)
+    for pivot in range((1 << fine) - 1, padded.shape[1], 1 << fine):
+        number.add_(above(thresholds, padded[:, pivot, None], out=hit), alpha=1 << fine)
+    for step in (1 << i for i in reversed(range(fine))):
+        # `number` samples are known to be below; is the one `step` further too?
+        probe = padded[:, step - 1 :].gather(1, number.int().long())
+        number.add_(above(thresholds, probe, out=hit), alpha=step)
+    return number.clamp_(max=size)
+
+
+def count_tied(rows: torch.Tensor, thresholds: torch.Tensor, below: Count) -> torch.Tensor | None:
+    """How many samples equal each threshold, given how many are below: (R, J), or None if there is certainly no tie."""
+    if rows.device.type == "cpu":
+        # Ties are rare and looking is cheap; on a GPU looking would stall the host.
+        next_sample = rows.gather(1, below.place.clamp(max=rows.shape[1] - 1))
+        if not (next_sample == thresholds).any():
+            return None
+    return count_below(rows, thresholds, or_equal=True).number - below.number
