@@ -12,8 +12,6 @@ import os
 from collections.abc import Callable
 from types import ModuleType
 
-from wrapt import register_post_import_hook
-
 logger = logging.getLogger("verl_dvpo")
 
 
@@ -77,6 +75,8 @@ HOOKS: tuple[tuple[str, Callable[[ModuleType], None]], ...] = (
 
 def register() -> None:
     """Registers everything that verl should know of verl-dvpo. Safe to call again."""
+    from wrapt import register_post_import_hook
+
     _register_search_path()
     for module, hook in HOOKS:
         register_post_import_hook(hook, module)

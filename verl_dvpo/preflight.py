@@ -10,7 +10,6 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,7 +18,7 @@ TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
 CRITIC_PACKAGE = "verl_dvpo."
 
 
-def install(config_module: ModuleType) -> None:
+def install(config_module: Any) -> None:
     """Puts :func:`check` in front of verl's own ``validate_config``."""
     original = config_module.validate_config
 
@@ -61,8 +60,8 @@ def check(config: DictConfig) -> None:
 def _check_critic(config: DictConfig, uses_critic: bool, mode: str) -> None:
     if not uses_critic:
         raise ValueError(
-            f"critic._target_ is {config.critic.get('_target_')!r}, but trainer.v1.trainer_mode={mode} runs the critics "
-            "of verl_dvpo; choose one with algorithm=dvpo or algorithm=ppo"
+            f"critic._target_ is {config.critic.get('_target_')!r}, but trainer.v1.trainer_mode={mode} runs the "
+            "critics of verl_dvpo; choose one with algorithm=dvpo or algorithm=ppo"
         )
     from verl_dvpo.critic.config import family_config
     from verl_dvpo.critic.head import backbone_kind

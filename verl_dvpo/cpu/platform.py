@@ -51,8 +51,8 @@ class PlatformCPU(PlatformBase):
     def __init__(self) -> None:
         self._module = _device_module()
 
-    device_name = "cpu"  # type: ignore[assignment]
-    vendor_name = "cpu"  # type: ignore[assignment]
+    device_name = "cpu"
+    vendor_name = "cpu"
 
     @property
     def device_module(self) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, vLLMColocateWorkerExtension
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
@@ -14,6 +14,10 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
     vLLM 0.31's CPU linear layers repack their weights after loading and drop the parameters that know how to load,
     so ``model.load_weights`` on a live model fails; ``reload_weights`` restores them first and repacks afterwards.
     """
+
+    # What vLLM's worker brings, into which this class is mixed.
+    model_runner: Any
+    remove_lora: Any
 
     def update_weights_from_ipc(
         self, peft_config: dict[str, Any] | None = None, base_sync_done: bool = False, use_shm: bool = False
@@ -29,7 +33,7 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
 
         receiver.receive_weights(on_bucket_received=keep)
         if peft_config and base_sync_done:
-            self.remove_lora(123)
+            self.remove_lora(VLLM_LORA_INT_ID)
             self._update_weights(received, peft_config=peft_config, base_sync_done=base_sync_done)
             return
         self.model_runner.reload_weights(weights_iterator=iter(received))

@@ -49,9 +49,10 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
 
     #: Set by the worker; None returns the raw outputs, also in inference.
     decoder: Decoder | None = None
+    model_config: Any
     _kept: Tensor | None = None
 
-    def _build_module(self) -> nn.Module:
+    def _build_module(self) -> Any:
         config = self.engine_config.model_dtype
         dtype = PrecisionType.to_dtype(config) if config is not None else torch.float32
         init_context = get_init_weight_context_manager(
@@ -59,7 +60,7 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         )
         with init_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "newly initialized: score.weight": we initialise it ourselves
-            module = load_backbone(
+            module: Any = load_backbone(
                 self.model_config.local_path,
                 self.model_config.hf_config,
                 dtype=dtype,
@@ -77,11 +78,11 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
             setattr(module, head_name(module), self._new_head(module))
         return module
 
-    def _new_head(self, module: nn.Module) -> nn.Module:
+    def _new_head(self, module: Any) -> nn.Module:
         dvpo = self.model_config.dvpo
         return build_head(module.config.get_text_config().hidden_size, dvpo.build(), seed=dvpo.head_seed)
 
-    def _build_lora_module(self, module: nn.Module) -> nn.Module:
+    def _build_lora_module(self, module: Any) -> Any:
         """Adapters on the backbone; the head is trained whole, so it is kept out of their sight."""
         name = head_name(module)
         head = getattr(module, name)
@@ -94,7 +95,7 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         setattr(module.get_base_model(), name, head)
         return module
 
-    def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
+    def _build_fsdp_module(self, module: Any) -> Any:
         """Wraps the backbone as verl does and the head on its own, in fp32 whatever ``param_dtype`` is."""
         owner = module.get_base_model() if hasattr(module, "get_base_model") else module
         name = head_name(owner)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One head with D outputs per token on any transformers backbone."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
 from verl_dvpo.distributional.families.base import ValueFamily
 
@@ -58,7 +60,7 @@ class TokenOutput:
         self.logits = logits
 
 
-def backbone_kind(config: AutoConfig) -> str:
+def backbone_kind(config: PreTrainedConfig) -> str:
     """How ``config``'s architecture carries a token head.
 
     Returns:
@@ -83,7 +85,7 @@ def backbone_kind(config: AutoConfig) -> str:
     )
 
 
-def load_backbone(path: str, config: AutoConfig, *, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+def load_backbone(path: str, config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
     """Loads the backbone at ``path`` with its head, if any, still transformers' own (one output).
 
     The attention implementation is the one in ``config`` (``critic.model.override_config.attn_implementation``).
@@ -91,7 +93,7 @@ def load_backbone(path: str, config: AutoConfig, *, dtype: torch.dtype, trust_re
     config.num_labels = 1
     for dropout in ("classifier_dropout", "hidden_dropout", "summary_dropout_prob"):
         setattr(config, dropout, 0.0)
-    common = dict(config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+    common: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": trust_remote_code}
     if backbone_kind(config) == "token_classification":
         return AutoModelForTokenClassification.from_pretrained(path, **common)
     return BackboneWithHead(AutoModel.from_pretrained(path, **common))

@@ -25,7 +25,7 @@ class KeptSamples:
 
     def __init__(self, kept: Tensor, responses: Tensor, statistics: dict[str, Tensor]) -> None:
         self.values = kept.values()
-        self.offsets = responses.offsets()
+        self.offsets: Tensor = responses.offsets()  # type: ignore[attr-defined]
         self.responses = responses.values()
         self.statistics = statistics
 

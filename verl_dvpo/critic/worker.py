@@ -34,20 +34,28 @@ ROW = "dvpo_row"
 class DistributionalCriticWorker(TrainingWorker):
     """verl's training worker around a :class:`~verl_dvpo.distributional.families.base.ValueFamily`."""
 
+    model_config: Any
+    engine: Any
+    loss_fn: Any
+
     def __init__(self, config: TrainingWorkerConfig) -> None:
         # Frozen for users; the trainer of verl 0.9.1 names the model type in trainer_base.py `_setup`.
         object.__setattr__(config, "model_type", MODEL_TYPE)
         super().__init__(config)
-        self.settings: FamilyConfig = config.model_config.dvpo
+        self.settings: FamilyConfig = self.model_config.dvpo
         self.family = self.settings.build()
         self.engine.decoder = self._decode
         self._statistics: dict[str, Tensor] = {}
         self._kept: KeptSamples | None = None
         self._targets: Targets | None = None
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
     def set_loss_fn(self, loss_fn: Any) -> None:
-        """Takes the critic's configuration from verl's ``partial(value_loss, config=...)``; the loss is the family's."""
+        """Takes the critic's configuration from verl's ``partial(value_loss, config=...)``; the loss is our family's.
+
+        Args:
+            loss_fn: what verl's trainer hands every critic.
+        """
         self.loss_fn = partial(self._loss, loss_fn.keywords["config"])
 
     # ------------------------------------------------------------------ inference
@@ -136,6 +144,7 @@ class DistributionalCriticWorker(TrainingWorker):
         self, config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
     ) -> tuple[Tensor, dict[str, Metric]]:
         """The family's loss on one micro-batch, aggregated by verl's rules over the whole mini-batch."""
+        assert self._targets is not None, "train_mini_batch builds them"
         tokens = ResponseTokens.of(data)
         mask = data["response_mask"].to_padded_tensor(0)
         with torch.autocast(device_type=mask.device.type, enabled=False):

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong is said before Ray starts, with the field, the value and the remedy."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import open_dict
+from test_configs import compose_config
+from transformers import T5Config
+
+from verl_dvpo import preflight
+from verl_dvpo.demo.model import build_model
+from verl_dvpo.demo.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("demo")
+    build_model(build_tokenizer(), seed=0).save_pretrained(folder / "model")
+    (folder / "train.parquet").touch()
+    (folder / "val.parquet").touch()
+    return ["platform=cpu", "+task=demo", f"demo.dir={folder}"]
+
+
+def check(files: list[str], *overrides: str) -> None:
+    preflight.check(compose_config("dvpo_trainer", *files, *overrides))
+
+
+@pytest.mark.parametrize("algorithm", ["dvpo", "ppo", "grpo"])
+def test_good_configurations_pass(files, algorithm):
+    check(files, f"algorithm={algorithm}")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("critic.dvpo.family=gaussian", ["critic.dvpo.family", "'gaussian'", "quantile_ensemble"]),
+        ("critic.dvpo.num_heads=0", ["critic.dvpo.num_heads", ">= 1", "0"]),
+        ("critic.dvpo.num_quantiles=-5", ["critic.dvpo.num_quantiles", ">= 1", "-5"]),
+        ("critic.dvpo.alpha=0", ["critic.dvpo.alpha", "(0, 0.5]"]),
+        ("critic.dvpo.beta=0.6", ["critic.dvpo.beta", "0.6", "(0, 0.5]"]),
+        ("critic.dvpo.kappa=-1", ["critic.dvpo.kappa", "-1"]),
+        ("critic.dvpo.coef.risk=-0.1", ["critic.dvpo.coef.risk", "-0.1"]),
+        ("+critic.dvpo.coef.entropy=0.1", ["critic.dvpo.coef", "entropy", "consistency"]),
+        ("critic.dvpo.levels=left", ["critic.dvpo.levels", "'left'", "midpoint"]),
+        ("critic.dvpo.lam=1.5", ["critic.dvpo.lam", "1.5"]),
+        ("+critic.dvpo.quantiles=5", ["critic.dvpo.quantiles", "num_quantiles"]),
+        ("critic.enable=false", ["critic.enable", "False", "critic.enable=true"]),
+        ("trainer.v1.trainer_mode=sync", ["trainer.v1.trainer_mode", "'sync'", "dvpo_sync"]),
+        ("critic._target_=verl.workers.config.FSDPCriticConfig", ["critic._target_", "algorithm=dvpo"]),
+        ("data.train_files=nowhere/train.parquet", ["data.train_files", "nowhere/train.parquet"]),
+        ("data.val_files=[nowhere/val.parquet]", ["data.val_files", "nowhere/val.parquet"]),
+        ("actor_rollout_ref.model.path=/nowhere/model", ["actor_rollout_ref.model.path", "/nowhere/model"]),
+        ("critic.model.path=./nowhere", ["critic.model.path", "./nowhere"]),
+        ("critic.strategy=fsdp", ["critic.strategy", "fsdp2"]),
+    ],
+)
+def test_bad_values_name_field_value_and_remedy(files, override, words):
+    with pytest.raises(ValueError, match="critic|trainer|data|actor") as error:
+        check(files, override)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_backbone_that_cannot_carry_a_token_head(files, tmp_path):
+    T5Config().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"critic\.model\.path.*'t5'.*token head"):
+        check(files, f"critic.model.path={tmp_path / 't5'}")
+
+
+def test_the_estimator_on_verls_own_configuration(files):
+    config = compose_config("ppo_trainer", "algorithm.adv_estimator=dvpo", "critic.enable=true")
+    with pytest.raises(ValueError, match=r"trainer\.v1\.trainer_mode.*'sync'.*dvpo_sync"):
+        preflight.check(config)
+
+
+def test_verls_own_configuration_is_left_alone():
+    config = compose_config("ppo_trainer")
+    with open_dict(config):
+        before = json.dumps(str(config))
+    preflight.check(config)
+    assert json.dumps(str(config)) == before
+
+
+def test_cpu_platform_without_its_packages_says_how_to_get_them(files, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "vllm" else real(name, *rest))
+    with pytest.raises(ValueError, match=r"platform=cpu.*make install"):
+        check(files)
+
+
+@pytest.mark.parametrize("overrides", [["algorithm=dvpoo"], ["algorithm=dvpo", "critic.dvpo.num_heads=0"]])
+def test_the_command_fails_fast_and_before_ray(files, overrides, tmp_path: Path):
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", *files, *overrides]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    seconds = time.monotonic() - start
+    assert done.returncode != 0
+    assert "Started a local Ray instance" not in done.stderr
+    message = "Available options in 'algorithm'" if "algorithm=dvpoo" in overrides else "critic.dvpo.num_heads must be"
+    assert message in done.stderr
+    print(f"{seconds:.1f} s")
+
+
+def test_a_plugin_that_cannot_register_is_loud(tmp_path):
+    """verl logs a failed plugin at DEBUG; ours says so itself."""
+    code = "import wrapt; del wrapt.register_post_import_hook; import verl"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "verl-dvpo could not be registered" in done.stderr
