@@ -108,8 +108,8 @@ def constraint_differences(
     if "shift" in names:
         d["shift"] = z.mean(-1) - q.mean(-1)
     if "shape" in names:
-        d["shape_low"] = q_low.var(-1, correction=0) - z_low.var(-1, correction=0)
-        d["shape_up"] = z_up.var(-1, correction=0) - q_up.var(-1, correction=0)
+        d["shape_low"] = _variance(q_low) - _variance(z_low)
+        d["shape_up"] = _variance(z_up) - _variance(q_up)
     if "curvature" in names:
         if z.shape[-1] != q.shape[-1]:
             low, up = q_low.shape[-1], q_up.shape[-1]
@@ -117,6 +117,11 @@ def constraint_differences(
         d["curvature_low"] = tail_curvature(q_low) - tail_curvature(z_low)
         d["curvature_up"] = tail_curvature(z_up) - tail_curvature(q_up)
     return d
+
+
+def _variance(tail: torch.Tensor) -> torch.Tensor:
+    """Population variance: (..., k) -> (...). Unlike torch's it does not warn when there is no token."""
+    return (tail - tail.mean(-1, keepdim=True)).square().mean(-1)
 
 
 def tail_curvature(tail: torch.Tensor) -> torch.Tensor:

@@ -52,10 +52,10 @@ def distributional_gae(
         ValueError: shapes that do not agree, M = 0, gamma or lam outside [0, 1].
     """
     rewards, quantiles, valid = _checked(rewards, quantiles, mask, gamma, lam)
-    advantages = rewards[:, :, None] + gamma * _next_valid(quantiles, valid)
-    advantages = torch.where(valid[:, :, None], advantages.sub_(quantiles), 0.0)
+    # In place where it can be: at M = 200 a copy of the data is often gigabytes.
+    errors = _next_valid(quantiles, valid).mul_(gamma).add_(rewards[:, :, None]).sub_(quantiles)
     trace = torch.ones_like(rewards).masked_fill_(valid, gamma * lam)
-    advantages = _scan(advantages, trace[:, :, None])
+    advantages = _scan(errors.masked_fill_(~valid[:, :, None], 0.0), trace[:, :, None])
     mean = advantages.mean(-1)
     return advantages.add_(quantiles), mean
 

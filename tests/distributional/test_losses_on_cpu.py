@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The eight terms against hand-worked numbers and a per-token loop over spec section 4."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import naive
+import numpy as np
+import pytest
+import torch
+
+from verl_dvpo.distributional import (
+    CONSTRAINT_TERMS,
+    MULTIPLIERS,
+    TERMS,
+    DVPOLossConfig,
+    constraint_multipliers,
+    dvpo_loss,
+    quantile_levels,
+)
+
+
+def only(*names, value=1.0):
+    return {name: value if name in names else 0.0 for name in TERMS}
+
+
+def differences(q, z, levels, alpha, beta):
+    """d(q) of one token, by numpy from the table of spec section 4."""
+    q, z = np.sort(q), np.sort(z)
+
+    def size(share, points):
+        return max(1, int(share * len(points) + 0.5))
+
+    def low(v):
+        return v[: size(alpha, v)]
+
+    def up(v):
+        return v[len(v) - size(beta, v) :]
+
+    def bend(v):
+        return 0.0 if len(v) < 3 else np.mean([abs(v[i] - 2 * v[i + 1] + v[i + 2]) for i in range(len(v) - 2)])
+
+    read = z if len(z) == len(q) else np.interp(levels, (np.arange(len(z)) + 0.5) / len(z), z)
+    return {
+        "cvar": low(q).mean() - low(z).mean(),
+        "gain": up(z).mean() - up(q).mean(),
+        "shift": z.mean() - q.mean(),
+        "shape_low": low(q).var() - low(z).var(),
+        "shape_up": up(z).var() - up(q).var(),
+        "curvature_low": bend(low(q)) - bend(low(read)),
+        "curvature_up": bend(up(read)) - bend(up(q)),
+    }
+
+
+def token_terms(theta, z, levels, config):
+    """All terms of one token in `token` mode, by loops: theta (N, M), z (K,)."""
+    q = theta.mean(0)
+    d = differences(q, z, levels, config.alpha, config.beta)
+    weights = np.exp(-levels / config.risk_temperature)
+    weights = weights / weights.mean()
+    pairs = list(itertools.combinations(range(len(theta)), 2))
+    relu = {name: max(0.0, value) for name, value in d.items()}
+    return {
+        "quantile": np.mean([naive.loop_loss(list(t), list(z), list(levels), config.kappa)[0] for t in theta]),
+        "risk": naive.loop_loss(list(q), list(z), list(levels), config.kappa, list(weights))[0],
+        "cvar": d["cvar"] ** 2,
+        "gain": relu["gain"] ** 2,
+        "shift": relu["shift"],
+        "shape": relu["shape_low"] + relu["shape_up"],
+        "curvature": relu["curvature_low"] + relu["curvature_up"],
+        "consistency": np.mean([np.mean((theta[i] - theta[j]) ** 2) for i, j in pairs]) if pairs else 0.0,
+    }
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(1, 20, 20), (3, 20, 33), (4, 33, 7), (2, 1, 5), (2, 5, 1)])
+@pytest.mark.parametrize("kind", ["midpoint", "right"])
+@pytest.mark.parametrize("kappa", [0.0, 0.3])
+def test_every_term_per_token_equals_the_loop(n, m, k, kind, kappa):
+    torch.manual_seed(n + m + k)
+    theta = torch.randn(2, 3, n, m, dtype=torch.float64)
+    z = 1.3 * torch.randn(2, 3, k, dtype=torch.float64)
+    levels = quantile_levels(m, kind, dtype=torch.float64)
+    coef = {name: 0.1 * (i + 1) for i, name in enumerate(TERMS)}
+    config = DVPOLossConfig(kappa=kappa, alpha=0.2, beta=0.3, risk_temperature=0.4, constraint="token", coef=coef)
+    found = dvpo_loss(theta, z, levels, config)
+    assert set(found.terms) == {"quantile", *TERMS}
+    for token in itertools.product(range(2), range(3)):
+        expected = token_terms(theta[token].numpy(), z[token].numpy(), levels.numpy(), config)
+        for name, value in expected.items():
+            assert found.terms[name][token].item() == pytest.approx(value, rel=1e-9, abs=1e-13), name
+        total = expected["quantile"] + sum(coef[name] * expected[name] for name in TERMS)
+        assert found.total[token].item() == pytest.approx(total, rel=1e-9)
+
+
+def test_batch_mode_is_twice_multiplier_times_difference():
+    torch.manual_seed(0)
+    theta, z = torch.randn(5, 3, 20, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
+    levels = quantile_levels(20, dtype=torch.float64)
+    config = DVPOLossConfig(alpha=0.2, beta=0.3, constraint="batch", coef=dict.fromkeys(TERMS, 0.5))
+    given = {name: torch.tensor(0.1 * (i + 1), dtype=torch.float64) for i, name in enumerate(MULTIPLIERS)}
+    terms = dvpo_loss(theta, z, levels, config, given).terms
+    for token in range(5):
+        d = differences(theta[token].mean(0).numpy(), z[token].numpy(), levels.numpy(), 0.2, 0.3)
+        step = {name: 2 * given[name].item() * d[name] for name in MULTIPLIERS}
+        expected = {
+            "cvar": step["cvar"],
+            "gain": step["gain"],
+            "shift": step["shift"],
+            "shape": step["shape_low"] + step["shape_up"],
+            "curvature": step["curvature_low"] + step["curvature_up"],
+        }
+        for name, value in expected.items():
+            assert terms[name][token].item() == pytest.approx(value, rel=1e-9, abs=1e-13), name
+
+
+def hand_case():
+    """N = 1, M = K = 10, tails of 3 points (α = β = 0.3), unsorted on purpose.
+
+    q ascending: 0 1 3 | 4 5 6 7 | 8 9 11     low mean 4/3, up mean 28/3, mean 5.4
+    z ascending: 1 2 6 | 6 6 6 6 | 7 10 16    low mean 3,   up mean 11,   mean 6.6
+    variances: low q (0+1+9)/3 − 16/9 = 14/9; low z (1+4+36)/3 − 9 = 14/3
+               up q (64+81+121)/3 − 784/9 = 14/9; up z (49+100+256)/3 − 121 = 14
+    second differences: low q 0−2+3 = 1, low z 1−4+6 = 3, up q 8−18+11 = 1, up z 7−20+16 = 3
+    """
+    q = torch.tensor([3.0, 0, 1, 11, 8, 9, 4, 5, 6, 7], dtype=torch.float64)
+    z = torch.tensor([6.0, 6, 6, 6, 16, 10, 7, 2, 1, 6], dtype=torch.float64)
+    return q, z, quantile_levels(10, dtype=torch.float64)
+
+
+HAND = {
+    "cvar": 4 / 3 - 3,
+    "gain": 11 - 28 / 3,
+    "shift": 6.6 - 5.4,
+    "shape_low": 14 / 9 - 14 / 3,  # the lower tail is narrower already: not violated
+    "shape_up": 14 - 14 / 9,
+    "curvature_low": 1.0 - 3.0,  # not violated
+    "curvature_up": 3.0 - 1.0,
+}
+
+
+def test_hand_worked_constraints_per_token():
+    q, z, levels = hand_case()
+    config = DVPOLossConfig(alpha=0.3, beta=0.3, constraint="token", coef=only(*CONSTRAINT_TERMS))
+    terms = dvpo_loss(q[None], z, levels, config).terms
+    assert terms["cvar"].item() == pytest.approx((5 / 3) ** 2)
+    assert terms["gain"].item() == pytest.approx((5 / 3) ** 2)
+    assert terms["shift"].item() == pytest.approx(1.2)
+    assert terms["shape"].item() == pytest.approx(112 / 9)
+    assert terms["curvature"].item() == pytest.approx(2.0)
+
+
+def test_hand_worked_multipliers():
+    q, z, levels = hand_case()
+    config = DVPOLossConfig(alpha=0.3, beta=0.3)
+    # A second token that fits perfectly halves every mean; a masked third one, all NaN, counts for nothing.
+    quantiles = torch.stack([q, z, torch.full_like(q, math.nan)])
+    targets = torch.stack([z, z, torch.full_like(z, math.nan)])
+    found = constraint_multipliers(quantiles, targets, torch.tensor([1, 1, 0]), levels, config)
+    assert tuple(found) == MULTIPLIERS
+    for name, value in HAND.items():
+        expected = value / 2 if name == "cvar" else max(0.0, value / 2)
+        assert found[name].item() == pytest.approx(expected, abs=1e-12), name
+
+
+def test_hand_worked_curvature_of_another_size():
+    # K = 2, z = 0, 8 at the midpoints ¼ and ¾; M = 4 midpoints ⅛ ⅜ ⅝ ⅞ read 0, 2, 6, 8; α = β = ½ takes two points:
+    # no curvature. With M = 8 the midpoints 1/16 … 15/16 read 0 0 1 3 5 7 8 8, tails of four: 0 0 1 3 and 5 7 8 8,
+    # second differences 1, 1 (mean 1) and −1, −1 (mean 1). q = 0 … 7 has none.
+    config = DVPOLossConfig(alpha=0.5, beta=0.5)
+    z = torch.tensor([8.0, 0.0])
+    found = constraint_multipliers(torch.arange(4.0), z, torch.tensor(1), quantile_levels(4), config)
+    assert found["curvature_up"].item() == 0
+    found = constraint_multipliers(torch.arange(8.0), z, torch.tensor(1), quantile_levels(8), config)
+    assert found["curvature_low"].item() == 0  # relu(0 − 1)
+    assert found["curvature_up"].item() == pytest.approx(1.0)
+
+
+def test_hand_worked_risk_and_consistency():
+    # Risk: τ = ¼, ¾, temperature ½: weights e^−0.5, e^−1.5 over their mean: 2/(1 + e^−1) = 1.462117, 0.537883.
+    # q = 0 (both), z = 1, κ = 0: pinballs ¼, ¾; mean (1.462117·0.25 + 0.537883·0.75)/2 = 0.384471
+    # Heads (−1, −2), (1, 2): pair differences 4, 16: mean 10.
+    theta = torch.tensor([[-1.0, -2.0], [1.0, 2.0]])
+    config = DVPOLossConfig(kappa=0.0, risk_temperature=0.5, coef=only("risk", "consistency"))
+    terms = dvpo_loss(theta, torch.tensor([1.0]), quantile_levels(2), config).terms
+    assert terms["risk"].item() == pytest.approx(0.384471, abs=1e-6)
+    assert terms["consistency"].item() == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("mode", ["batch", "token"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_perfect_fit_costs_no_constraint(mode, heads):
+    torch.manual_seed(1)
+    z = torch.randn(6, 40, dtype=torch.float64)
+    levels = quantile_levels(40, dtype=torch.float64)
+    config = DVPOLossConfig(constraint=mode, coef=dict.fromkeys(TERMS, 1.0))
+    given = constraint_multipliers(z.flip(-1), z, torch.ones(6), levels, config)
+    assert all(value.abs() < 1e-12 for value in given.values())
+    terms = dvpo_loss(z[:, None].expand(-1, heads, -1), z, levels, config, given).terms
+    for name in (*CONSTRAINT_TERMS, "consistency"):
+        assert terms[name].abs().max() < 1e-12, name
+
+
+def test_batch_gradient_is_that_of_the_squared_violation():
+    """Summed over the update's tokens, the gradient of 2·μ·d is n times that of b² or relu(b)², as section 4 says."""
+    torch.manual_seed(2)
+    theta = torch.randn(7, 2, 20, dtype=torch.float64, requires_grad=True)
+    z = 1.5 * torch.randn(7, 20, dtype=torch.float64) + 0.3
+    levels = quantile_levels(20, dtype=torch.float64)
+    for term in ("cvar", "gain", "shift"):
+        config = DVPOLossConfig(alpha=0.2, beta=0.2, coef=only(term))
+        given = constraint_multipliers(theta.mean(1), z, torch.ones(7), levels, config)
+        (found,) = torch.autograd.grad(dvpo_loss(theta, z, levels, config, given).terms[term].sum(), theta)
+        q, zs = theta.mean(1).sort(-1).values, z.sort(-1).values
+        d = {
+            "cvar": q[:, :4].mean(-1) - zs[:, :4].mean(-1),
+            "gain": zs[:, -4:].mean(-1) - q[:, -4:].mean(-1),
+            "shift": zs.mean(-1) - q.mean(-1),
+        }[term]
+        b = d.mean()
+        (expected,) = torch.autograd.grad(7 * (b if term == "cvar" else b.relu()) ** 2, theta)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        assert found.abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", ["batch", "token"])
+def test_gradient_of_the_total_is_right(mode):
+    torch.manual_seed(3)
+    theta = torch.randn(3, 3, 12, dtype=torch.float64, requires_grad=True)
+    z = 1.5 * torch.randn(3, 9, dtype=torch.float64)
+    levels = quantile_levels(12, dtype=torch.float64)
+    config = DVPOLossConfig(kappa=0.2, alpha=0.3, beta=0.3, constraint=mode, coef=dict.fromkeys(TERMS, 0.7))
+    given = {name: torch.tensor(0.3 + 0.1 * i) for i, name in enumerate(MULTIPLIERS)}
+    assert torch.autograd.gradcheck(lambda t: dvpo_loss(t, z, levels, config, given).total, theta, eps=1e-7, atol=1e-6)
+
+
+def test_multipliers_do_not_depend_on_sharding():
+    torch.manual_seed(4)
+    q, z = torch.randn(10, 8), torch.randn(10, 8) + 0.2
+    mask = torch.tensor([1, 1, 0, 1, 1, 1, 0, 0, 1, 1])
+    levels, config = quantile_levels(8), DVPOLossConfig(alpha=0.4, beta=0.4)
+    whole = constraint_multipliers(q, z, mask, levels, config)
+    shards = [slice(0, 3), slice(3, 4), slice(4, 10)]
+    seen: list[torch.Tensor] = []
+    for shard in shards:  # a first round collects what each rank would send
+        constraint_multipliers(q[shard], z[shard], mask[shard], levels, config, reduce=lambda s: seen.append(s) or s)
+    assert all(sent.ndim == 1 for sent in seen)
+    total = sum(seen)
+    for shard in shards:
+        found = constraint_multipliers(q[shard], z[shard], mask[shard], levels, config, reduce=lambda s: total)
+        for name in MULTIPLIERS:
+            assert found[name].item() == pytest.approx(whole[name].item(), rel=1e-12), name
+
+
+def test_multipliers_of_more_rows_than_one_chunk(monkeypatch):
+    torch.manual_seed(5)
+    q, z, mask = torch.randn(4, 25, 8), torch.randn(4, 25, 8), torch.rand(4, 25) < 0.6
+    levels, config = quantile_levels(8), DVPOLossConfig()
+    whole = constraint_multipliers(q, z, mask, levels, config)
+    monkeypatch.setattr("verl_dvpo.distributional.constraints._CHUNK", 56)  # seven rows
+    cut = constraint_multipliers(q, z, mask, levels, config)
+    assert all(cut[name].item() == pytest.approx(whole[name].item(), rel=1e-12) for name in MULTIPLIERS)
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_no_valid_token_gives_zero_multipliers(tokens):
+    q = torch.full((tokens, 5), math.nan)
+    found = constraint_multipliers(q, q, torch.zeros(tokens), quantile_levels(5), DVPOLossConfig())
+    assert all(value.item() == 0 for value in found.values())
+
+
+@pytest.mark.parametrize("where", ["quantiles", "targets"])
+@pytest.mark.parametrize("mode", ["batch", "token"])
+def test_nan_shows_in_the_total_of_its_token(where, mode):
+    torch.manual_seed(6)
+    theta, z = torch.randn(3, 2, 10), torch.randn(3, 10)
+    (theta[1, 0] if where == "quantiles" else z[1])[4] = math.nan
+    theta.requires_grad_()
+    config = DVPOLossConfig(constraint=mode)
+    given = {name: torch.tensor(0.1) for name in MULTIPLIERS}
+    total = dvpo_loss(theta, z, quantile_levels(10), config, given).total
+    total.sum().backward()
+    assert total.isnan().tolist() == [False, True, False]
+    assert theta.grad[1, 0].isnan().all()
+    assert theta.grad[[0, 2]].isfinite().all()
+
+
+def test_a_nan_among_valid_tokens_makes_multipliers_nan():
+    q = torch.randn(3, 10)
+    q[1, 9] = math.nan
+    found = constraint_multipliers(q, torch.randn(3, 10), torch.ones(3), quantile_levels(10), DVPOLossConfig())
+    assert found["shift"].isnan()
+    assert found["gain"].isnan()
+
+
+def test_coefficient_zero_skips_the_work(monkeypatch):
+    """With all constraints off, neither multipliers nor a sort of q are needed; with risk off, one loss call is."""
+    calls = []
+    real = dvpo_loss.__globals__["sorted_quantile_huber"]
+    monkeypatch.setitem(
+        dvpo_loss.__globals__, "sorted_quantile_huber", lambda *a, **k: calls.append("pinballs") or real(*a, **k)
+    )
+    monkeypatch.setattr(
+        "verl_dvpo.distributional.constraints.sort_with_gradient", lambda q: calls.append("sort") or q.sort(-1).values
+    )
+    theta, z, levels = torch.randn(2, 3, 10), torch.randn(2, 10), quantile_levels(10)
+    found = dvpo_loss(theta, z, levels, DVPOLossConfig(coef=only()))
+    assert set(found.terms) == {"quantile"}
+    assert torch.equal(found.total, found.terms["quantile"])
+    assert calls == ["pinballs"]
+    dvpo_loss(theta, z, levels, DVPOLossConfig(constraint="token", coef=only("risk", "shift")))
+    assert calls == ["pinballs", "pinballs", "pinballs", "sort"]
+
+
+def test_bfloat16_and_empty_batches():
+    theta, z = torch.randn(4, 2, 10).bfloat16().requires_grad_(), torch.randn(4, 12).bfloat16()
+    config = DVPOLossConfig(constraint="token")
+    found = dvpo_loss(theta, z, quantile_levels(10), config)
+    same = dvpo_loss(theta.detach().float(), z.float(), quantile_levels(10), config)
+    assert found.total.dtype == torch.float32
+    assert torch.equal(found.total, same.total)
+    found.total.sum().backward()
+    assert theta.grad.dtype == torch.bfloat16
+    empty = dvpo_loss(torch.zeros(0, 2, 10, requires_grad=True), torch.zeros(0, 12), quantile_levels(10), config)
+    empty.total.sum().backward()
+    assert empty.total.shape == (0,)
+
+
+def test_shipped_defaults_are_those_of_the_method():
+    config = DVPOLossConfig()
+    assert (config.kappa, config.alpha, config.beta, config.constraint) == (1.0, 0.1, 0.1, "batch")
+    assert config.coef == {
+        "risk": 0.1, "cvar": 0.02, "gain": 0.02, "shift": 0.02, "shape": 0.02, "curvature": 0.02, "consistency": 0.1
+    }  # fmt: skip
+    assert DVPOLossConfig(coef={"risk": 0.0}).coef == {**config.coef, "risk": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kappa": -1.0}, "kappa is -1.0"),
+        ({"alpha": 0.0}, r"alpha is 0.0.*\(0, 0.5\]"),
+        ({"beta": 0.6}, r"beta is 0.6.*\(0, 0.5\]"),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"risk_temperature": 0.0}, "risk_temperature is 0"),
+        ({"risk_temperature": -2.0}, "risk_temperature is -2.0"),
+        ({"constraint": "both"}, "constraint is 'both'.*batch, token"),
+        ({"coef": {"cvr": 0.1}}, "cvr.*risk, cvar, gain, shift, shape, curvature, consistency"),
+        ({"coef": {"quantile": 1.0}}, "quantile"),
+        ({"coef": {"cvar": -0.1}}, r"coef.cvar is -0.1"),
+        ({"coef": {"cvar": math.inf}}, r"coef.cvar is inf"),
+    ],
+)
+def test_bad_config_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DVPOLossConfig(**fields)
+
+
+def test_bad_input_is_named():
+    levels, config = quantile_levels(4), DVPOLossConfig()
+    with pytest.raises(ValueError, match=r"quantiles has shape \(4,\)"):
+        dvpo_loss(torch.zeros(4), torch.zeros(4), levels, config)
+    with pytest.raises(ValueError, match=r"quantiles has shape \(2, 0, 4\)"):
+        dvpo_loss(torch.zeros(2, 0, 4), torch.zeros(2, 4), levels, config)
+    with pytest.raises(ValueError, match=r"\(2, 4\).*\(3, 4\)"):
+        dvpo_loss(torch.zeros(2, 3, 4), torch.zeros(3, 4), levels, config)
+    with pytest.raises(ValueError, match="multipliers is None"):
+        dvpo_loss(torch.zeros(2, 3, 4), torch.zeros(2, 4), levels, config)
+    with pytest.raises(ValueError, match=r"mask has shape \(3,\)"):
+        constraint_multipliers(torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(3), levels, config)
+    with pytest.raises(ValueError, match=r"levels has shape \(4,\)"):
+        constraint_multipliers(torch.zeros(2, 5), torch.zeros(2, 4), torch.ones(2), levels, config)
