@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the noise into verl: a subclass of whichever reward manager the run has chosen.
+
+verl 0.9.1 resolves the manager's class in ``verl.trainer.ppo.reward.resolve_reward_manager_cls`` (line 85), from
+``reward.reward_manager`` alone. A manager of our own under a name there would need the user to say
+``reward.reward_manager.name`` to us instead of to verl, and ``reward.custom_reward_function`` twice. So that function
+is wrapped: where ``noise:`` asks for a corruption it returns a subclass of what it would have returned. Whatever the
+user says on the command line about reward functions and managers goes on to mean what it means in verl.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from verl_dvpo.noise.config import PREFIX, noise_config
+from verl_dvpo.noise.reward import CLEAN_SCORE, CORRUPTED, RewardFunctionError, to_extra_info, with_noise
+from verl_dvpo.noise.sample import Origin, canonical
+
+if TYPE_CHECKING:
+    from verl import DataProto
+
+logger = logging.getLogger("verl_dvpo")
+
+#: Set by `verl_dvpo.noise.rollout` beside the fields of a sample: whether it belongs to a validation.
+VALIDATE = "__validate__"
+#: Why a reward is missing, in the extra fields of a sample whose reward is NaN.
+REWARD_ERROR = "reward_error"
+
+
+def install(reward_module: ModuleType) -> None:
+    """Wraps ``resolve_reward_manager_cls`` of ``verl.trainer.ppo.reward``; a second call does nothing."""
+    original = reward_module.resolve_reward_manager_cls
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def resolve_reward_manager_cls(config: DictConfig) -> type:
+        chosen = original(config)
+        return chosen if noise_config(config.get(PREFIX)) is None else noisy(chosen)
+
+    setattr(reward_module, original.__name__, resolve_reward_manager_cls)
+
+
+@functools.cache
+def noisy(base: type) -> Any:
+    """A subclass of the reward manager `base` whose reward function is wrapped by `with_noise`."""
+
+    class NoisyRewardManager(base):
+        """Wraps the reward function, and tells it where each sample comes from."""
+
+        def __init__(self, config: DictConfig, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
+            settings = noise_config(config.get(PREFIX))
+            assert settings is not None
+            wrapped = with_noise(compute_score, settings, function_name(config))
+            super().__init__(config=config, tokenizer=tokenizer, compute_score=wrapped, **kwargs)
+
+        async def run_single(self, data: "DataProto") -> dict[str, Any]:
+            """As `base`; a reward that fails in training is NaN with a reason, which stops the trainer.
+
+            verl would log the error, and go on without the sample.
+            """
+            origin = origin_of(data)
+            try:
+                result: dict[str, Any] = await super().run_single(with_origin(data, origin))
+            except RewardFunctionError as error:
+                if origin.validate:
+                    raise
+                logger.error("%s", error)
+                failed = {"acc": math.nan, CLEAN_SCORE: math.nan, CORRUPTED: math.nan, REWARD_ERROR: str(error)}
+                return {"reward_score": math.nan, "reward_extra_info": failed}
+            return result
+
+    NoisyRewardManager.__name__ = NoisyRewardManager.__qualname__ = f"Noisy{base.__name__}"
+    return NoisyRewardManager
+
+
+def function_name(config: DictConfig) -> str:
+    """What the user calls the reward function: path and name, or verl's default."""
+    chosen = config.reward.get("custom_reward_function")
+    if not chosen or not chosen.get("path"):
+        return "verl.utils.reward_score.default_compute_score"
+    return f"{chosen.path}:{chosen.name}"
+
+
+def origin_of(data: "DataProto") -> Origin:
+    """Where the last response in `data` comes from; verl scores the last one where an agent loop made several.
+
+    Raises:
+        ValueError: the rollout did not say whether it was a validation.
+    """
+    fields = {name: values[-1] for name, values in data.non_tensor_batch.items()}
+    if VALIDATE not in fields:
+        raise ValueError(
+            "noise= corrupts training and never validation, but this rollout did not say which it was; "
+            "it has to come from verl's AgentLoopWorker or a subclass that keeps its _run_agent_loop"
+        )
+    response_length = data.batch["responses"].shape[-1]
+    return Origin(
+        validate=bool(fields[VALIDATE]),
+        prompt=canonical(fields["raw_prompt"]),
+        length=int(data.batch["attention_mask"][-1, -response_length:].sum()),
+        step=int(fields.get("global_steps", -1)),
+        session=int(fields.get("session_id", 0)),
+        uid=str(fields.get("uid", "")),
+        index=str(fields.get("index", "")),
+    )
+
+
+def with_origin(data: "DataProto", origin: Origin) -> "DataProto":
+    """The last response in `data`, with `origin` in its ``extra_info``; `data` itself stays as it is."""
+    last = data[-1:]
+    users = last.non_tensor_batch["extra_info"][0] if "extra_info" in last.non_tensor_batch else None
+    extra_info = np.empty(1, dtype=object)
+    extra_info[0] = to_extra_info(users, origin)
+    return dataclasses.replace(last, non_tensor_batch={**last.non_tensor_batch, "extra_info": extra_info})

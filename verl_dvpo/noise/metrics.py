@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logs the clean reward beside the corrupted one in training, and stops a run whose reward function failed.
+
+verl 0.9.1 logs what a reward function returns beside its score in validations only, so ``PPOTrainer._balance_batch``
+(trainer/ppo/v1/trainer_base.py, line 1608) is wrapped: the first thing that every trainer calls on a scored batch.
+Metrics, means over the responses of a step: ``noise/clean_score/mean``, ``noise/score/mean``,
+``noise/corrupted/mean`` (share in [0, 1]), ``noise/error/mean`` and ``noise/error/abs_mean`` (corrupted minus clean),
+``noise/unscored/mean`` (share for which the reward manager answered itself, as `limited` does after a timeout).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from verl_dvpo.noise.config import PREFIX, noise_config
+from verl_dvpo.noise.manager import REWARD_ERROR
+from verl_dvpo.noise.reward import CLEAN_SCORE, CORRUPTED, RewardFunctionError
+
+
+def install(trainer_module: ModuleType) -> None:
+    """Wraps ``_balance_batch`` of ``verl.trainer.ppo.v1.trainer_base``; a second call does nothing."""
+    trainer = trainer_module.PPOTrainer
+    original = trainer._balance_batch
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def _balance_batch(self: Any, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if noise_config(self.config.get(PREFIX)) is not None:
+            stored = trainer_module.tq.kv_batch_get(
+                keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
+            )
+            infos = [fields.get("reward_extra_info", {}) for fields in stored["extra_fields"].tolist()]
+            metrics.update(noise_metrics(infos))
+        return original(self, batch, metrics, *args, **kwargs)
+
+    trainer._balance_batch = _balance_batch
+
+
+def noise_metrics(infos: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over what `verl_dvpo.noise.reward.with_noise` returned for the samples of a step.
+
+    Raises:
+        RewardFunctionError: some rewards are missing; says how many, and the first few reasons.
+    """
+    errors = [info[REWARD_ERROR] for info in infos if REWARD_ERROR in info]
+    if errors:
+        raise RewardFunctionError(
+            f"{len(errors)} of {len(infos)} rewards failed, and nothing was updated: " + "; ".join(errors[:3])
+        )
+    scored = [info for info in infos if CLEAN_SCORE in info]
+    metrics = {"noise/unscored/mean": 1.0 - len(scored) / len(infos)}
+    if not scored:
+        return metrics
+    errors_of_score = [info["score"] - info[CLEAN_SCORE] for info in scored]
+    series = {
+        "clean_score/mean": [info[CLEAN_SCORE] for info in scored],
+        "score/mean": [info["score"] for info in scored],
+        "corrupted/mean": [info[CORRUPTED] for info in scored],
+        "error/mean": errors_of_score,
+        "error/abs_mean": [abs(error) for error in errors_of_score],
+    }
+    return metrics | {f"noise/{name}": math.fsum(values) / len(values) for name, values in series.items()}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reward function around a reward function: calls it once, and corrupts what it says where that is for training.
+
+The reward managers of verl call ``compute_score(data_source=..., solution_str=..., ground_truth=..., extra_info=...)``
+and take a number or a dict with ``score``; so do these. In a validation the wrapped function's answer comes back as
+it is, the same object.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from numbers import Real
+from typing import Any, cast
+
+from verl_dvpo.noise.config import NoiseConfig
+from verl_dvpo.noise.corruptions import corrupt
+from verl_dvpo.noise.sample import ORIGIN, Origin, Sample, canonical
+
+RewardFunction = Callable[..., Any]
+#: The clean score, beside ``score``, the corrupted one.
+CLEAN_SCORE = "clean_score"
+#: 1.0 where the two differ, else 0.0.
+CORRUPTED = "corrupted"
+
+
+class RewardFunctionError(ValueError):
+    """A wrapped reward function failed, or returned what is no reward; names function, data source and sample."""
+
+
+def with_noise(inner: RewardFunction, config: NoiseConfig, name: str) -> RewardFunction:
+    """`inner` with its scores corrupted in training; a coroutine function where `inner` is one.
+
+    The dict that it returns in training has what `inner` returned, and ``score`` (corrupted), ``clean_score``,
+    ``corrupted`` (1.0 where the two differ); ``acc`` is `inner`'s own, or the clean score where `inner` returned a
+    number, as verl has it.
+
+    Args:
+        inner: the user's reward function, or verl's default.
+        config: the corruption.
+        name: what to call `inner` in errors.
+
+    Raises (when called):
+        RewardFunctionError: `inner` raised, or its score is not a finite number, or does not fit `config`; or
+            ``extra_info`` lacks the sample's origin, and so no one can tell training from validation.
+    """
+    # functions in partials, not objects: verl asks inspect.iscoroutinefunction, and pickles them for its workers
+    wrapper = _score_async if inspect.iscoroutinefunction(inner) else _score
+    return cast(RewardFunction, functools.partial(wrapper, inner, config, name))
+
+
+def to_extra_info(extra_info: dict[str, Any] | None, origin: Origin) -> dict[str, Any]:
+    """A copy of ``extra_info`` that carries `origin` to `with_noise`."""
+    return {**(extra_info or {}), ORIGIN: asdict(origin)}
+
+
+def _score(inner: RewardFunction, config: NoiseConfig, name: str, /, **asked: Any) -> Any:
+    sample, asked = _open(name, asked)
+    try:
+        answer = inner(**asked)
+    except Exception as error:  # any of the user's: it is named and raised again
+        raise _failed(name, sample, error) from error
+    return _close(config, name, sample, answer)
+
+
+async def _score_async(inner: RewardFunction, config: NoiseConfig, name: str, /, **asked: Any) -> Any:
+    sample, asked = _open(name, asked)
+    try:
+        answer = await inner(**asked)
+    except Exception as error:  # any of the user's: it is named and raised again
+        raise _failed(name, sample, error) from error
+    return _close(config, name, sample, answer)
+
+
+def _open(name: str, asked: dict[str, Any]) -> tuple[Sample, dict[str, Any]]:
+    """The sample, and the question as `inner` would have heard it without us."""
+    extra_info = dict(asked.get("extra_info") or {})
+    origin = extra_info.pop(ORIGIN, None)
+    if origin is None:
+        raise RewardFunctionError(
+            f"noise around {name}: data source {asked['data_source']!r} came without its origin, so training and "
+            "validation look alike; noise= needs a reward manager that passes extra_info on to its reward function"
+        )
+    sample = Sample(
+        data_source=str(asked["data_source"]),
+        ground_truth=canonical(asked["ground_truth"]),
+        response=asked["solution_str"],
+        origin=Origin(**origin),
+        extra_info=extra_info,
+    )
+    return sample, {**asked, "extra_info": extra_info}
+
+
+def _close(config: NoiseConfig, name: str, sample: Sample, answer: Any) -> Any:
+    clean = _number(name, sample, answer)
+    if sample.origin.validate:
+        return answer
+    result = dict(answer) if isinstance(answer, dict) else {"acc": clean}
+    try:
+        score = corrupt(config, clean, sample, result if isinstance(answer, dict) else {})
+    except ValueError as error:
+        raise RewardFunctionError(f"noise around {name}: {error} ({sample})") from error
+    return {**result, "score": score, CLEAN_SCORE: clean, CORRUPTED: float(score != clean)}
+
+
+def _number(name: str, sample: Sample, answer: Any) -> float:
+    if isinstance(answer, dict) and "score" not in answer:
+        raise RewardFunctionError(
+            f"reward function {name} returned a dict without 'score', with {sorted(map(str, answer))} ({sample})"
+        )
+    score = answer["score"] if isinstance(answer, dict) else answer
+    if getattr(score, "ndim", None) == 0:
+        score = score.item()  # of numpy or torch
+    if not isinstance(score, Real):
+        raise RewardFunctionError(
+            f"reward function {name} returned {score!r} of type {type(score).__name__}; allowed are a finite number, "
+            f"or a dict with one under 'score' ({sample})"
+        )
+    if not math.isfinite(score):
+        raise RewardFunctionError(f"reward function {name} returned {score}, which is not a finite number ({sample})")
+    return float(score)
+
+
+def _failed(name: str, sample: Sample, error: Exception) -> RewardFunctionError:
+    return RewardFunctionError(f"reward function {name} raised {type(error).__name__}: {error} ({sample})")
