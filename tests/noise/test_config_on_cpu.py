@@ -152,8 +152,9 @@ def test_runs_that_look_alike_and_honour_it_are_not():
 
 
 def test_main_ppo_composes_it_from_another_directory(tmp_path: Path):
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+noise=flip", "noise.rate=0.6", "--cfg", "job"]
-    command += ["reward.custom_reward_function.path=mine.py"]
+    overrides = ["+noise=flip", "noise.rate=0.6", "reward.custom_reward_function.path=mine.py"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=True)
-    assert "rate: 0.6" in done.stdout
-    assert "kind: flip" in done.stdout
+    printed = OmegaConf.create(done.stdout)
+    assert noise_config(printed.noise) == Flip(rate=0.6)
+    assert printed.reward.custom_reward_function.path == "mine.py"

@@ -43,8 +43,8 @@ def install(agent_loop_module: ModuleType) -> None:
             return
         if outputs[-1].reward_score is not None and not validate:
             raise ValueError(
-                f"noise={self.config[PREFIX].kind} corrupts reward functions, but the agent loop "
-                f"{kwargs.get('agent_name')!r} set reward_score itself; leave it unset and score in a reward function"
+                f"noise={self.config[PREFIX].kind} corrupts reward functions, but this agent loop set reward_score "
+                "itself; leave it unset and score in a reward function"
             )
         # a copy: what the rollout stores has no field more than without noise
         await score(self, outputs, {**kwargs, VALIDATE: validate})
