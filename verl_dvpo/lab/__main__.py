@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m verl_dvpo.lab --out DIR``: runs the critic lab; writes lab.json, report.md and figures to DIR."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .experiments import EXPERIMENTS, run
+from .figures import figures
+from .report import markdown
+from .training import MODELS, TrainConfig
+
+QUICK_UPDATES = 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    names = ("spread", *EXPERIMENTS)
+    p = argparse.ArgumentParser(prog="python -m verl_dvpo.lab", description=__doc__)
+    p.add_argument("--out", type=Path, required=True, help="folder for lab.json, report.md and the figures")
+    p.add_argument("--seeds", type=int, default=5, help="runs of everything, at least 2 (default 5)")
+    p.add_argument("--quick", action="store_true", help="a look at whether it runs: 2 seeds, few updates, no findings")
+    p.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
+    p.add_argument("--updates", type=int, help=f"critic updates of a run (default {TrainConfig().updates})")
+    p.add_argument("--model", choices=sorted(MODELS), default="table", help="what stands for the backbone")
+    p.add_argument("--workers", type=int, help="processes of one thread each (default: one per CPU)")
+    p.add_argument("--redraw", action="store_true", help="only the report and figures, from DIR/lab.json")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the lab with the given arguments, by default the command line's."""
+    p = parser()
+    args = p.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "lab.json"
+    if args.redraw:
+        result = json.loads(path.read_text())
+    else:
+        config = replace(TrainConfig(), model=args.model)
+        if args.updates or args.quick:
+            config = replace(config, updates=args.updates or QUICK_UPDATES)
+        seeds = range(2 if args.quick else args.seeds)
+        try:
+            result = run(args.only, config, seeds, workers=args.workers)
+        except ValueError as error:
+            p.error(str(error))
+        path.write_text(json.dumps(result) + "\n")
+    (args.out / "report.md").write_text(markdown(result))
+    for figure in figures(result, args.out):
+        print(figure)
+    print(args.out / "report.md")
+
+
+if __name__ == "__main__":
+    main()

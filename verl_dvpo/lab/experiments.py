@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the lab runs: for each question the critics and the conditions that answer it, each training run only once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+
+import torch
+from tqdm import tqdm
+
+from .metrics import evaluate, true_samples
+from .process import PROCESSES, bernoulli_walk
+from .registry import FAMILIES, FORMS, KAPPAS, NUM_HEADS, NUM_QUANTILES, TARGETS, TERMS, setup
+from .spread import spreads
+from .training import TrainConfig, train
+
+#: (process, noise) -> what the critic sees.
+CONDITIONS = {
+    ("bernoulli", "clean"): "label, clean",
+    ("bernoulli", "flip"): "label, 30 % flipped",
+    ("skewed", "clean"): "score, clean",
+    ("skewed", "heavy"): "score, heavy-tailed noise",
+}
+_ALL = tuple(CONDITIONS)
+_CLEAN = (("bernoulli", "clean"), ("skewed", "clean"))
+_CLEAN_AND_HEAVY = (*_CLEAN, ("skewed", "heavy"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One question.
+
+    Attributes:
+        title: of its section in the report.
+        critics: names in the registry, in the order of the table's rows.
+        conditions: (process, noise) pairs.
+        baseline: function from a critic's name to the one its error of V is divided by, as a name; "" for no ratio.
+        longer: how many times the usual number of updates.
+        seeds: at most so many of the run's seeds; 0 for all.
+    """
+
+    title: str
+    critics: tuple[str, ...]
+    conditions: tuple[tuple[str, str], ...]
+    baseline: bool = False
+    longer: int = 1
+    seeds: int = 0
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "families": Experiment("Every family and target kind", tuple(FAMILIES), _ALL),
+    "kappa": Experiment(
+        "kappa and the levels, quantile loss alone, Eq 2 targets",
+        tuple(f"{levels}, kappa {kappa:g}" for levels in ("right", "midpoint") for kappa in KAPPAS),
+        _CLEAN,
+    ),
+    "terms": Experiment(
+        "Each term at its default coefficient, against the quantile loss alone",
+        tuple(
+            name
+            for target in TARGETS
+            for name in (f"quantile {target}", *(f"{target} + {term}" for term in TERMS), f"{target} + all")
+        ),
+        _CLEAN_AND_HEAVY,
+        baseline=True,
+    ),
+    "runaway": Experiment(
+        "One-sided terms per token and per batch, every coefficient 0.1",
+        tuple(
+            f"{prefix}{target} {mode}, {label} 0.1"
+            for prefix in ("", "paper ")
+            for target in TARGETS
+            for label in ("shift", "all")
+            for mode in ("token", "batch")
+        ),
+        (("bernoulli", "clean"),),
+    ),
+    "forms": Experiment(
+        "Forms of the constraints, all five at their default coefficients, against the quantile loss alone",
+        tuple(
+            name for target in TARGETS for name in (f"quantile {target}", *(f"{target} + {s}, {a}" for s, a in FORMS))
+        ),
+        _CLEAN_AND_HEAVY,
+        baseline=True,
+    ),
+    "long": Experiment(
+        "Ten times the usual number of updates",
+        ("quantile eq2", "quantile sr", "dvpo", "dvpo_calibrated"),
+        (("bernoulli", "clean"), ("skewed", "heavy")),
+        longer=10,
+        seeds=3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of all seeds: the critic's name, its condition, and how it is trained."""
+
+    critic: str
+    process: str
+    noise: str
+    config: TrainConfig
+    seeds: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Where the run is in the JSON."""
+        return run_key(self.critic, self.process, self.noise, self.config.updates)
+
+
+def run_key(critic: str, process: str, noise: str, updates: int) -> str:
+    return f"{critic}|{process}|{noise}|{updates}"
+
+
+def jobs(names: Sequence[str], config: TrainConfig, seeds: Sequence[int]) -> Iterator[Job]:
+    """The training runs that the named experiments need, each once, the longest first."""
+    found: dict[str, Job] = {}
+    for experiment in sorted((EXPERIMENTS[name] for name in names), key=lambda e: -e.longer):
+        chosen = tuple(seeds[: experiment.seeds or None])
+        for process, noise in experiment.conditions:
+            for critic in experiment.critics:
+                lam = setup(critic).lam
+                own = replace(config, updates=config.updates * experiment.longer)
+                own = own if lam is None else replace(own, lam=lam)
+                job = Job(critic, process, noise, own, chosen)
+                found.setdefault(job.key, job)
+    yield from found.values()
+
+
+def run_job(job: Job) -> dict:
+    """A run's part of the JSON: metrics name -> one number per seed, and the curve of the error of V."""
+    torch.set_num_threads(1)
+    trained = train(
+        setup(job.critic).build(), PROCESSES[job.process](), noise=job.noise, seeds=job.seeds, config=job.config
+    )
+    return {
+        "metrics": {name: values.tolist() for name, values in trained.metrics.items()},
+        "at": trained.at,
+        "curve": trained.curve.T.tolist(),
+    }
+
+
+def run_spread(seeds: Sequence[int]) -> list[dict]:
+    """Section 3's fixed points, on the label process."""
+    torch.set_num_threads(1)
+    return spreads(bernoulli_walk(), seeds)
+
+
+def truth_row(process: str) -> dict[str, float]:
+    """What the exact quantiles at M midpoints score: the best that M points can do."""
+    clean = PROCESSES[process]()
+    return {name: float(v[0]) for name, v in evaluate(true_samples(clean, NUM_QUANTILES), clean).items()}
+
+
+def run(
+    names: Sequence[str], config: TrainConfig, seeds: Sequence[int], *, workers: int | None = None, quiet: bool = False
+) -> dict:
+    """Runs the named experiments and returns what the report reads, ready for JSON.
+
+    Args:
+        names: of `EXPERIMENTS`, and `spread`.
+        config: how each critic is trained.
+        seeds: one run of everything for each.
+        workers: processes of one thread each; None for one per CPU.
+        quiet: no progress bar.
+
+    Raises:
+        ValueError: an unknown experiment, or fewer than 2 seeds (no interval).
+    """
+    unknown = sorted(set(names) - set(EXPERIMENTS) - {"spread"})
+    if unknown:
+        raise ValueError(f"unknown experiments {', '.join(unknown)}; allowed are spread, {', '.join(EXPERIMENTS)}")
+    if len(seeds) < 2:
+        raise ValueError(f"seeds are {list(seeds)}; an interval needs at least 2")
+    todo = list(jobs([name for name in names if name != "spread"], config, seeds))
+    result: dict = {
+        "meta": {
+            "experiments": list(names),
+            "seeds": list(seeds),
+            "config": asdict(config),
+            "num_quantiles": NUM_QUANTILES,
+            "num_heads": NUM_HEADS,
+        },
+        "truth": {process: truth_row(process) for process in PROCESSES},
+        "runs": {},
+        "spread": [],
+    }
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run_job, job): job.key for job in todo}
+        fixed = pool.submit(run_spread, tuple(seeds)) if "spread" in names else None
+        with tqdm(total=len(todo), desc="critic lab", unit="run", disable=quiet) as bar:
+            for future in as_completed(waiting):
+                result["runs"][waiting[future]] = future.result()
+                bar.update()
+        if fixed is not None:
+            result["spread"] = fixed.result()
+    return result

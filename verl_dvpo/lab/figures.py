@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's figures, from its JSON alone. Colours are Okabe and Ito's, told apart by the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from .experiments import CONDITIONS, EXPERIMENTS, run_key
+from .registry import KAPPAS
+from .statistics import Interval, ratio_interval, t_interval
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+MARKERS = ("o", "s", "^", "D")
+
+
+def figures(result: dict, folder: Path) -> list[Path]:
+    """Draws what the run's experiments allow, as PNG files in `folder`; returns their paths."""
+    drawn = {
+        "spread": _spread,
+        "kappa": _kappa,
+        "runaway": _runaway,
+        "terms": lambda r: _ratios(r, "terms"),
+        "forms": lambda r: _ratios(r, "forms"),
+        "families": _families,
+        "long": _long,
+    }
+    paths = []
+    for name in result["meta"]["experiments"]:
+        figure = drawn[name](result)
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+def _errorbar(axis, x, intervals: Sequence[Interval], *, horizontal: bool = False, **style) -> None:
+    mean = np.array([i.mean for i in intervals])
+    spread = np.array([[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]])
+    if horizontal:
+        axis.errorbar(mean, x, xerr=spread, capsize=2, **style)
+    else:
+        axis.errorbar(x, mean, yerr=spread, capsize=3, **style)
+
+
+def _spread(result: dict):
+    figure, axis = plt.subplots(figsize=(6, 4))
+    rows = result["spread"]
+    for kind, colour, marker in (("quantile_gae", RED, "o"), ("sample_replacement", BLUE, "s")):
+        mine = [row for row in rows if row["kind"] == kind]
+        label = {"quantile_gae": "Eq 2", "sample_replacement": "sample replacement"}[kind]
+        _errorbar(
+            axis,
+            [row["lam"] for row in mine],
+            [t_interval(row["std"]) for row in mine],
+            color=colour,
+            marker=marker,
+            label=label,
+        )
+    axis.axhline(rows[0]["true_std"], color="black", linestyle="--", linewidth=1, label="truth")
+    axis.set(xlabel="trace λ", ylabel="standard deviation of the start state's value [reward]", ylim=(0, None))
+    axis.set_title("Spread at the fixed point, label process")
+    axis.legend()
+    return figure
+
+
+def _metric(result: dict, critic: str, condition: tuple[str, str], name: str, longer: int = 1) -> list[float]:
+    updates = result["meta"]["config"]["updates"] * longer
+    return result["runs"][run_key(critic, *condition, updates)]["metrics"][name]
+
+
+def _kappa(result: dict):
+    conditions = EXPERIMENTS["kappa"].conditions
+    figure, axes = plt.subplots(1, len(conditions), figsize=(5 * len(conditions), 3.8), sharey=True)
+    for axis, condition in zip(axes, conditions, strict=True):
+        for levels, colour, marker in (("right", RED, "o"), ("midpoint", BLUE, "s")):
+            intervals = [
+                t_interval(_metric(result, f"{levels}, kappa {kappa:g}", condition, "v_error")) for kappa in KAPPAS
+            ]
+            _errorbar(axis, range(len(KAPPAS)), intervals, color=colour, marker=marker, label=f"{levels} levels")
+        axis.set_xticks(range(len(KAPPAS)), [f"{kappa:g}" for kappa in KAPPAS])
+        axis.set(title=CONDITIONS[condition], xlabel="κ [reward]", ylim=(0, None))
+    axes[0].set_ylabel("error of V [reward]")
+    axes[0].legend()
+    return figure
+
+
+def _runaway(result: dict):
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey=True)
+    condition = EXPERIMENTS["runaway"].conditions[0]
+    titles = {"": "κ = 0, midpoints", "paper ": "κ = 1, right levels"}
+    for row, prefix in enumerate(titles):
+        for column, target in enumerate(("eq2", "sr")):
+            axis = axes[row, column]
+            for mode, colour in (("token", RED), ("batch", BLUE)):
+                for label, dash in (("all", "-"), ("shift", "--")):
+                    critic = f"{prefix}{target} {mode}, {label} 0.1"
+                    _curve(axis, result, critic, condition, color=colour, linestyle=dash, label=f"{mode}, {label}")
+            title = {"eq2": "Eq 2", "sr": "sample replacement"}[target]
+            axis.set_title(f"{titles[prefix]}, {title}")
+            axis.set_yscale("log")
+    for axis in axes[1]:
+        axis.set_xlabel("updates")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("error of V [reward]")
+    axes[0, 0].legend(title="constraint, terms at 0.1")
+    return figure
+
+
+def _curve(axis, result: dict, critic: str, condition: tuple[str, str], longer: int = 1, **style) -> None:
+    run = result["runs"][run_key(critic, *condition, result["meta"]["config"]["updates"] * longer)]
+    intervals = [t_interval(values) for values in zip(*run["curve"], strict=True)]
+    axis.plot(run["at"], [i.mean for i in intervals], **style)
+    floor = 1e-4  # the axis is logarithmic
+    low, high = [max(i.low, floor) for i in intervals], [i.high for i in intervals]
+    axis.fill_between(run["at"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _ratios(result: dict, name: str):
+    experiment = EXPERIMENTS[name]
+    rows = [critic for critic in experiment.critics if not critic.startswith("quantile ")]
+    height = 0.27 * len(rows) + 1.2
+    figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(3.6 * len(experiment.conditions) + 2, height))
+    for axis, condition in zip(axes, experiment.conditions, strict=True):
+        for y, critic in enumerate(rows):
+            target = critic.split(" ")[0]
+            base = _metric(result, f"quantile {target}", condition, "v_error")
+            interval = ratio_interval(_metric(result, critic, condition, "v_error"), base)
+            colour = {"eq2": RED, "sr": BLUE}[target]
+            _errorbar(axis, [y], [interval], horizontal=True, color=colour, marker="o", markersize=4)
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.axvline(1.1, color=GREY, linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [""] * len(rows))
+        axis.set(title=CONDITIONS[condition], xlabel="error of V / quantile alone", ylim=(len(rows) - 0.5, -0.5))
+    handles = [
+        plt.Line2D([], [], color=RED, marker="o", label="Eq 2"),
+        plt.Line2D([], [], color=BLUE, marker="o", label="sample replacement"),
+        plt.Line2D([], [], color=GREY, linestyle="--", label="10 % more"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncol=3, bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    return figure
+
+
+def _families(result: dict):
+    experiment = EXPERIMENTS["families"]
+    names = {
+        "v_error": "error of V [reward]",
+        "crps_excess": "CRPS excess [reward]",
+        "lower_tail_error": "lower tail's error [reward]",
+        "upper_tail_error": "upper tail's error [reward]",
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(14, 0.42 * len(experiment.critics) + 1.2))
+    for axis, (name, label) in zip(axes, names.items(), strict=True):
+        for i, condition in enumerate(experiment.conditions):
+            intervals = [t_interval(_metric(result, critic, condition, name)) for critic in experiment.critics]
+            y = np.arange(len(experiment.critics)) + 0.17 * (i - 1.5)
+            colour = (BLUE, GREEN, ORANGE, RED)[i]
+            style = {"color": colour, "marker": MARKERS[i], "markersize": 4, "linestyle": "none"}
+            _errorbar(axis, y, intervals, horizontal=True, label=CONDITIONS[condition], **style)
+        rows = experiment.critics
+        axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [""] * len(rows))
+        axis.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
+        axis.grid(axis="y", alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=4, bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    return figure
+
+
+def _long(result: dict):
+    experiment = EXPERIMENTS["long"]
+    figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(5 * len(experiment.conditions), 3.8))
+    colours = dict(zip(experiment.critics, (GREY, GREEN, RED, BLUE), strict=True))
+    for axis, condition in zip(axes, experiment.conditions, strict=True):
+        for critic in experiment.critics:
+            _curve(axis, result, critic, condition, experiment.longer, color=colours[critic], label=critic)
+        axis.set(title=CONDITIONS[condition], xlabel="updates", yscale="log")
+    axes[0].set_ylabel("error of V [reward]")
+    axes[0].legend()
+    return figure

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other forms of the tail constraints, tried in the lab before one of them becomes the core's. (ours)
+
+In `constraint: batch` the targets z enter a constraint only through its multiplier μ: the term 2·μ·d(q) has a gradient
+in q alone. So a form is a *statistic*, seven differences per token, and an *average* of it over the update.
+
+Statistics:
+
+- ``tail``: the rebuilt one, tails of q against tails of the same token's z (spec section 4).
+- ``clipped``: as ``tail``, z first clipped to the kept distribution's range, one spread of it wider on both sides.
+- ``capped``: as ``tail``, each token's difference limited to a tenth of its kept spread.
+- ``median``: as ``tail``, with medians of tails for their means and, for `shift`, medians for means.
+- ``unbiased``: z's tail is what lies beyond q's own tail edge, e.g. v − mean (v − z)₊/α for the lower one (Rockafellar
+  and Uryasev). Its mean over tokens is the tail mean of the *mixture* of targets; the mean of ``tail``'s is not,
+  because each token's z is one trajectory's and narrower.
+- ``level``: in units of probability: the share of z below q_j against τ_j. See `level_differences`.
+
+Averages over the update's L tokens, in the order of its sequences:
+
+- ``mean``.
+- ``blocks``: median of the means of 16 blocks of tokens.
+- ``gated``: the mean moved towards 0 by 2 standard errors, which come from the same 16 blocks.
+
+Shapes: L tokens, M quantiles, K target samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from verl_dvpo.distributional import CONSTRAINT_TERMS, MULTIPLIERS, constraint_multipliers
+from verl_dvpo.distributional.constraints import constraint_differences
+from verl_dvpo.distributional.families.base import Reduce
+from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
+from verl_dvpo.distributional.sorting import sort_samples
+
+STATISTICS = ("tail", "clipped", "capped", "median", "unbiased", "level")
+AVERAGES = ("mean", "blocks", "gated")
+BLOCKS = 16
+GATE = 2.0
+CAP = 0.1
+
+
+class ConstraintFormFamily(QuantileEnsembleFamily):
+    """A quantile ensemble whose constraints use another statistic or average.
+
+    Args:
+        statistic: one of `STATISTICS`.
+        average: one of `AVERAGES`.
+        **kwargs: as for `QuantileEnsembleFamily`; the loss must be `constraint: batch`.
+    """
+
+    def __init__(self, *, statistic: str = "tail", average: str = "mean", **kwargs) -> None:
+        super().__init__(**kwargs)
+        if statistic not in STATISTICS:
+            raise ValueError(f"statistic is {statistic!r}; it must be one of {', '.join(STATISTICS)}")
+        if average not in AVERAGES:
+            raise ValueError(f"average is {average!r}; it must be one of {', '.join(AVERAGES)}")
+        if self.loss_config.constraint != "batch":
+            raise ValueError(f"constraint is {self.loss_config.constraint!r}; forms need 'batch'")
+        self.statistic, self.average = statistic, average
+
+    @torch.no_grad()
+    def multipliers(
+        self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
+    ) -> dict[str, Tensor]:
+        """As `constraint_multipliers`, on one rank and with every token valid."""
+        assert reduce is None
+        assert bool(mask.all())
+        if (self.statistic, self.average) == ("tail", "mean"):
+            return constraint_multipliers(targets["old"], targets["targets"], mask, self.levels, self.loss_config)
+        q, z = sort_samples(targets["old"]), sort_samples(targets["targets"])
+        d = self.differences(q, z)
+        average = {"mean": lambda v: v.mean(-1), "blocks": _median_of_blocks, "gated": _gated_mean}[self.average]
+        b = average(torch.stack([d[name] for name in MULTIPLIERS]).double())
+        return {name: b[i] if name == "cvar" else b[i].relu() for i, name in enumerate(MULTIPLIERS)}
+
+    def differences(self, q: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """(L, M) and (L, K), ascending -> part -> (L,)."""
+        if self.statistic == "level":
+            return level_differences(q, z, self.levels, self.loss_config.alpha, self.loss_config.beta)
+        width = q.std(-1, correction=0, keepdim=True)
+        if self.statistic == "clipped":
+            z = z.clamp(q[:, :1] - width, q[:, -1:] + width)
+        d = constraint_differences(q, z, self.levels, self.loss_config, CONSTRAINT_TERMS)
+        if self.statistic == "capped":
+            limit = CAP * width[:, 0]
+            d = {name: value.clamp(-limit, limit) for name, value in d.items()}
+        if self.statistic == "median":
+            d |= median_differences(q, z, self.loss_config.alpha, self.loss_config.beta)
+        if self.statistic == "unbiased":
+            d |= unbiased_differences(q, z, self.loss_config.alpha, self.loss_config.beta)
+        return d
+
+
+def median_differences(q: Tensor, z: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
+    """`cvar`, `gain` and `shift` with medians for means: the value at half of each tail, and at one half."""
+
+    def at(v: Tensor, level: float) -> Tensor:
+        return v[:, min(int(level * v.shape[-1]), v.shape[-1] - 1)]
+
+    return {
+        "cvar": at(q, alpha / 2) - at(z, alpha / 2),
+        "gain": at(z, 1 - beta / 2) - at(q, 1 - beta / 2),
+        "shift": at(z, 0.5) - at(q, 0.5),
+    }
+
+
+def unbiased_differences(q: Tensor, z: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
+    """`cvar`, `gain` and `shape` against what of z lies beyond q's own tail edges."""
+    low_mean, low_second, low_z, low_z2 = _beyond(q, z, alpha)
+    # The upper tail is the lower tail of the negated values.
+    up_mean, up_second, up_z, up_z2 = _beyond(-q.flip(-1), -z.flip(-1), beta)
+    return {
+        "cvar": low_mean - low_z,
+        "gain": up_mean - up_z,
+        "shape_low": low_second - low_z2,
+        "shape_up": up_z2 - up_second,
+    }
+
+
+def _beyond(q: Tensor, z: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lower tail of q: mean and variance; of z beyond its edge v: mean, and second moment about q's tail mean.
+
+    Exactly the share k/M of the probability counts: where less of z is below v the rest counts as lying at v.
+    """
+    size = q.shape[-1]
+    k = max(1, int(alpha * size + 0.5))
+    share = k / size
+    edge = 0.5 * (q[:, k - 1 : k] + q[:, min(k, size - 1) : min(k, size - 1) + 1])
+    tail = q[:, :k]
+    mean = tail.mean(-1, keepdim=True)
+    below = z < edge
+    rest = share - below.to(z).mean(-1)
+    first = edge[:, 0] - (edge - z).relu().mean(-1) / share
+    second = ((z - mean).square() * below).mean(-1) + rest * (edge - mean).square()[:, 0]
+    return mean[:, 0], tail.var(-1, correction=0), first, second / share
+
+
+def level_differences(q: Tensor, z: Tensor, levels: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
+    """Differences in probability: F_z(q_j), the share of z below q_j (ties half), against τ_j.
+
+    cvar: mean over the lower tail of F_z(q_j) − τ_j. gain: mean over the upper tail of τ_j − F_z(q_j). shift: mean over
+    all j of τ_j − F_z(q_j). shape: half of what is beyond a tail's edge should be beyond its middle;
+    ½F_z(edge) − F_z(middle) > 0 says that the lower tail is too wide, and likewise above that the upper is too narrow.
+    curvature: 0. Every difference is inside [−1, 1] whatever the reward's noise, and with q the quantiles of the
+    mixture that z comes from its mean is 0.
+    """
+    below = torch.searchsorted(z.contiguous(), q.contiguous())
+    upto = torch.searchsorted(z.contiguous(), q.contiguous(), right=True)
+    cdf = 0.5 * (below + upto).to(q) / z.shape[-1]
+    excess = cdf - levels
+    size = q.shape[-1]
+    low, up = max(1, int(alpha * size + 0.5)), max(1, int(beta * size + 0.5))
+    edge, middle = cdf[:, low - 1], cdf[:, (low - 1) // 2]
+    low_share = levels[(low - 1) // 2] / levels[low - 1]
+    up_edge, up_middle = 1 - cdf[:, size - up], 1 - cdf[:, size - 1 - (up - 1) // 2]
+    up_share = (1 - levels[size - 1 - (up - 1) // 2]) / (1 - levels[size - up]).clamp(min=1e-12)
+    zero = torch.zeros_like(edge)
+    return {
+        "cvar": excess[:, :low].mean(-1),
+        "gain": -excess[:, size - up :].mean(-1),
+        "shift": -excess.mean(-1),
+        "shape_low": low_share * edge - middle,
+        "shape_up": up_middle - up_share * up_edge,
+        "curvature_low": zero,
+        "curvature_up": zero,
+    }
+
+
+def _block_means(values: Tensor) -> Tensor:
+    """(..., L) -> (..., G): means of G blocks of neighbouring tokens, as nearly equal as L allows."""
+    return torch.stack([block.mean(-1) for block in values.tensor_split(BLOCKS, dim=-1)], -1)
+
+
+def _median_of_blocks(values: Tensor) -> Tensor:
+    means = _block_means(values).sort(-1).values
+    return 0.5 * (means[..., (BLOCKS - 1) // 2] + means[..., BLOCKS // 2])
+
+
+def _gated_mean(values: Tensor) -> Tensor:
+    means = _block_means(values)
+    error = means.std(-1) / BLOCKS**0.5
+    b = values.mean(-1)
+    return b.sign() * (b.abs() - GATE * error).relu()
