@@ -89,9 +89,13 @@ def _count_below_cpu(rows: torch.Tensor, thresholds: torch.Tensor, or_equal: boo
 
 def count_tied(rows: torch.Tensor, thresholds: torch.Tensor, below: Count) -> torch.Tensor | None:
     """How many samples equal each threshold, given how many are below: (R, J), or None if there is certainly no tie."""
-    if rows.device.type == "cpu":
-        # Ties are rare and looking is cheap; on a GPU looking would stall the host.
-        next_sample = rows.gather(1, below.place.clamp(max=rows.shape[1] - 1))
-        if not (next_sample == thresholds).any():
-            return None
-    return count_below(rows, thresholds, or_equal=True).number - below.number
+    if rows.device.type != "cpu":  # looking for ties would stall the host
+        return count_below(rows, thresholds, or_equal=True).number - below.number
+    next_sample = rows.gather(1, below.place.clamp(max=rows.shape[1] - 1))
+    tied_rows = (next_sample == thresholds).any(1).nonzero()[:, 0]
+    if tied_rows.numel() == 0:
+        return None
+    tied = torch.zeros_like(thresholds)
+    not_above = count_below(rows[tied_rows], thresholds[tied_rows], or_equal=True).number
+    tied[tied_rows] = not_above - below.number[tied_rows]
+    return tied
