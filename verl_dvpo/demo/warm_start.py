@@ -36,7 +36,7 @@ class WarmStartConfig:
     steps: int = 400
     batch_size: int = 64
     learning_rate: float = 3e-3
-    habit: float = 0.7
+    habit: float = 0.8
     slip: float = 0.04
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ def demonstration_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of token ids (B, L) and labels (B, L) from fresh problems, none of them in `held_out`."""
     rng = np.random.default_rng([seed, 1])
-    teacher = Teacher(rng, habit=config.habit, slip=config.slip)
+    teacher = Teacher(np.random.default_rng([seed, 2]), habit=config.habit, slip=config.slip)
     held_out_keys = {problem.key for problem in held_out}
     while True:
         ids: list[torch.Tensor] = []
