@@ -15,10 +15,12 @@ from verl.workers.config import FSDPCriticConfig, HFModelConfig
 
 from verl_dvpo.distributional.config import DVPOLossConfig
 from verl_dvpo.distributional.families.base import ValueFamily
+from verl_dvpo.distributional.families.flow_config import FlowConfig
 from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
 from verl_dvpo.distributional.families.robust_bellman import RobustBellmanFamily
 from verl_dvpo.distributional.families.scalar import ScalarFamily
 from verl_dvpo.distributional.families.scalar_ensemble import ScalarEnsembleFamily
+from verl_dvpo.distributional.families.value_flow import ValueFlowFamily
 
 PREFIX = "critic.dvpo"
 
@@ -167,12 +169,26 @@ class RobustBellmanConfig(FamilyConfig):
             return RobustBellmanFamily(num_heads=self.num_heads, cliprange=self.cliprange)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ValueFlowConfig(FlowConfig, FamilyConfig):
+    """``family: value_flow``, DFPO's critic (arXiv 2602.05890); its fields are those of ``FlowConfig``."""
+
+    def __post_init__(self) -> None:
+        with prefixed():
+            FlowConfig.__post_init__(self)
+        FamilyConfig.__post_init__(self)
+
+    def build(self) -> ValueFlowFamily:
+        return ValueFlowFamily(self)
+
+
 #: ``critic.dvpo.family`` -> its dataclass.
 FAMILIES: dict[str, type[FamilyConfig]] = {
     "scalar": ScalarConfig,
     "quantile_ensemble": QuantileEnsembleConfig,
     "scalar_ensemble": ScalarEnsembleConfig,
     "robust_bellman": RobustBellmanConfig,
+    "value_flow": ValueFlowConfig,
 }
 
 

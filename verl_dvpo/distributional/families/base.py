@@ -111,6 +111,15 @@ class ValueFamily(ABC):
         """(L, D) -> metric name -> (L,): averaged over valid tokens and logged as ``critic/<name>``."""
         return {}
 
+    def warnings(self, statistics: Mapping[str, float], reward_std: float) -> dict[str, str]:
+        """What is wrong with the values as a whole: metric name -> what to tell the user; nothing for most families.
+
+        Args:
+            statistics: those of :meth:`statistics`, averaged over all valid tokens of the update and all ranks.
+            reward_std: standard deviation of the sequences' total rewards, over the same.
+        """
+        return {}
+
     def init_head(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
         """Fills the head's last weight (D, H) and bias (D,) in place.
 
