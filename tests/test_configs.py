@@ -55,6 +55,15 @@ def test_every_algorithm_composes_on_verls_own_primary_config(algorithm):
     OmegaConf.to_container(config, resolve=True)
 
 
+@pytest.mark.parametrize("recipe", names("recipe"))
+@pytest.mark.parametrize("algorithm", ["dvpo", "grpo"])
+def test_every_recipe_composes_and_its_script_names_it(recipe, algorithm):
+    config = compose_config("dvpo_trainer", f"+recipe={recipe}", f"algorithm={algorithm}")
+    OmegaConf.to_container(config, resolve=True)
+    script = CONFIG.parent / "examples" / f"{recipe}.sh"
+    assert f"+recipe={recipe} " in script.read_text()
+
+
 @pytest.mark.parametrize("mode", names("trainer_mode"))
 def test_every_trainer_mode_composes(mode):
     config = compose_config("dvpo_trainer", "algorithm=dvpo", f"trainer_mode={mode}")

@@ -195,6 +195,15 @@ def test_heads_start_apart_and_quantiles_of_a_head_start_together(model):
     assert torch.corrcoef(heads[:, 0]).triu(1).abs().max() < 0.95
 
 
+def test_a_two_layer_head_is_trained_whole_and_no_cut_changes_its_gradients(model):
+    dvpo = {"head_width": 8, "head_activation": "tanh"}
+    whole = gradients_of(model, engine=CUTS["micro_8"], dvpo=dvpo)
+    assert {name for name in whole if "score" in name} == {
+        f"score.{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")
+    }
+    assert_same(gradients_of(model, engine=CUTS["micro_1"], dvpo=dvpo), whole)
+
+
 def test_lora_trains_adapters_and_the_whole_head_only(model):
     worker = harness.make_worker(model, lora_rank=2, lora_alpha=4)
     before = {name: harness.full(p).clone() for name, p in worker.engine.module.named_parameters()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from verl.workers.config import FSDPCriticConfig, HFModelConfig
 
+from verl_dvpo.critic.head import ACTIVATIONS
 from verl_dvpo.distributional.config import DVPOLossConfig
 from verl_dvpo.distributional.families.base import ValueFamily
 from verl_dvpo.distributional.families.flow_config import FlowConfig
@@ -33,6 +34,8 @@ class FamilyConfig:
         family: the name under which the family is registered here.
         lam: trace in [0, 1] of the critic's targets; null takes ``algorithm.lam`` (VC-PPO, VAPO: a λ of its own).
         head_seed: seed of the head's first weights.
+        head_width: width >= 1 of a hidden layer before the outputs; null for a linear head.
+        head_activation: of that layer: ``gelu``, ``silu``, ``relu`` or ``tanh``.
         target_seed: seed of targets that are drawn; the draw of update n depends on it and on n alone.
         keep_on: ``device`` or ``cpu``: where samples wait between inference and update.
         rows_per_chunk: sequences whose targets are built at once, >= 1; bounds the memory of that step.
@@ -41,6 +44,8 @@ class FamilyConfig:
     family: str
     lam: float | None = None
     head_seed: int = 0
+    head_width: int | None = None
+    head_activation: str = "gelu"
     target_seed: int = 0
     keep_on: str = "device"
     rows_per_chunk: int = 32
@@ -48,6 +53,9 @@ class FamilyConfig:
     def __post_init__(self) -> None:
         if self.lam is not None:
             in_range("lam", self.lam, 0.0, 1.0)
+        if self.head_width is not None:
+            at_least("head_width", self.head_width, 1)
+        one_of("head_activation", self.head_activation, tuple(ACTIVATIONS))
         one_of("keep_on", self.keep_on, ("device", "cpu"))
         at_least("rows_per_chunk", self.rows_per_chunk, 1)
         self.build()

@@ -80,7 +80,13 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
 
     def _new_head(self, module: Any) -> nn.Module:
         dvpo = self.model_config.dvpo
-        return build_head(module.config.get_text_config().hidden_size, dvpo.build(), seed=dvpo.head_seed)
+        return build_head(
+            module.config.get_text_config().hidden_size,
+            dvpo.build(),
+            seed=dvpo.head_seed,
+            width=dvpo.head_width,
+            activation=dvpo.head_activation,
+        )
 
     def _build_lora_module(self, module: Any) -> Any:
         """Adapters on the backbone; the head is trained whole, so it is kept out of their sight."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
 from verl_dvpo.distributional.families.base import ValueFamily
@@ -12,21 +13,57 @@ from verl_dvpo.distributional.families.base import ValueFamily
 #: Where transformers' token classifiers keep their last layer.
 HEAD_NAMES = ("score", "classifier")
 
+#: Of a two-layer head, by name.
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh}
+
 
 class ValueHead(nn.Linear):
     """A linear layer that computes in fp32, whatever the backbone and autocast do: (..., H) -> (..., D)."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(device_type=hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
+            return F.linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
-def build_head(hidden_size: int, family: ValueFamily, *, seed: int) -> ValueHead:
-    """A head for ``family``: filled by :meth:`ValueFamily.init_head` from ``seed``, fp32."""
-    head = ValueHead(hidden_size, family.num_outputs, dtype=torch.float32)
-    if head.weight.device.type != "meta":
+class TwoLayerHead(nn.Module):
+    """A hidden layer before the outputs, in fp32 as well: (..., H) -> (..., width) -> (..., D)."""
+
+    def __init__(self, hidden_size: int, width: int, num_outputs: int, activation: str) -> None:
+        super().__init__()
+        self.hidden = ValueHead(hidden_size, width, dtype=torch.float32)
+        self.activation = ACTIVATIONS[activation]
+        self.out = ValueHead(width, num_outputs, dtype=torch.float32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(self.activation(self.hidden(hidden)))
+
+
+def build_head(
+    hidden_size: int, family: ValueFamily, *, seed: int, width: int | None = None, activation: str = "gelu"
+) -> ValueHead | TwoLayerHead:
+    """A head for ``family`` in fp32; its last layer is filled by :meth:`ValueFamily.init_head` from ``seed``.
+
+    Args:
+        hidden_size: H of the backbone.
+        family: gives D, and the first values of the last layer.
+        seed: of the first weights.
+        width: of a hidden layer, drawn with standard deviation 1/sqrt(H); None for a linear head.
+        activation: of that layer, a name in :data:`ACTIVATIONS`.
+    """
+    if width is None:
+        head: ValueHead | TwoLayerHead = ValueHead(hidden_size, family.num_outputs, dtype=torch.float32)
+        last = head
+    else:
+        head = TwoLayerHead(hidden_size, width, family.num_outputs, activation)
+        last = head.out
+    assert isinstance(last, ValueHead)
+    if last.weight.device.type != "meta":
+        generator = torch.Generator(last.weight.device).manual_seed(seed)
         with torch.no_grad():
-            family.init_head(head.weight, head.bias, torch.Generator(head.weight.device).manual_seed(seed))
+            if isinstance(head, TwoLayerHead):
+                head.hidden.weight.normal_(std=hidden_size**-0.5, generator=generator)
+                head.hidden.bias.zero_()
+            family.init_head(last.weight, last.bias, generator)
     return head
 
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""verl's own trainer, Ray, TransferQueue, FSDP2 and vLLM, for two steps of every algorithm, on one Ray.
+
+Nothing is replaced: what runs here is what a user runs, on a model of a few layers that has learned nothing.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from omegaconf import OmegaConf
+from test_configs import compose_config, names
+
+from verl_dvpo import train
+from verl_dvpo.demo.__main__ import main as demo_data
+
+pytestmark = pytest.mark.e2e
+
+QUANTILES = ["critic/quantile/q10", "critic/quantile/q50", "critic/quantile/q90", "critic/quantile/crossing_fraction"]
+TERMS = ("quantile", "risk", "cvar", "gain", "shift", "shape", "curvature", "consistency")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    assert demo_data(["--out", str(folder), "--tiny"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    """What `run_ppo` starts, once; it takes a Ray that is there."""
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    config = compose_config("dvpo_trainer", "platform=cpu")
+    settings = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    runtime_env = get_ppo_ray_runtime_env(config)
+    runtime_env["env_vars"] |= settings.pop("runtime_env")["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
+    ray.init(**settings, runtime_env=runtime_env)
+    yield
+    ray.shutdown()
+
+
+def steps(demo: Path, folder: Path, *overrides: str) -> list[dict]:
+    """Runs and returns verl's records, one a step, the validation before the first included."""
+    config = compose_config(
+        "dvpo_trainer",
+        "platform=cpu",
+        "+task=demo",
+        f"demo.dir={demo}",
+        f"trainer.default_local_dir={folder}/checkpoints",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+        "trainer.logger=[console]",
+        "trainer.total_training_steps=2",
+        "trainer.test_freq=2",
+        "trainer.save_freq=-1",
+        *overrides,
+    )
+    assert train.run(config, folder / "metrics.jsonl") is not None
+    return [json.loads(line)["data"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("algorithm", names("algorithm"))
+def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
+    before, *records = steps(demo, tmp_path, f"algorithm={algorithm}")
+    assert "val-core/demo_addition/acc/mean@1" in before
+    assert len(records) == 2
+    for record in records:
+        assert all(math.isfinite(value) for value in record.values())
+        assert record["actor/grad_norm"] >= 0
+        assert {"critic/score/mean", "response_length/mean", "timing_s/gen", "timing_s/update_actor"} <= record.keys()
+    with_critic = compose_config("dvpo_trainer", f"algorithm={algorithm}").critic.enable
+    if not with_critic:
+        assert not any("vf_loss" in name for name in records[0])
+        return
+    assert {"critic/vf_loss", "critic/vf_explained_var", "critic/values/mean", "timing_s/update_critic"} <= records[0].keys()
+    assert records[0]["critic/grad_norm"] > 0
+    if algorithm == "dvpo":
+        expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in TERMS)]
+        assert set(expected) <= records[0].keys()
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(demo, tmp_path):
+    """Two steps and two more, against the checkpoint's own record of where it is."""
+    steps(demo, tmp_path, "algorithm=dvpo", "trainer.save_freq=2")
+    assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "2"
+    resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3")
+    trained = [record["training/global_step"] for record in resumed if "training/global_step" in record]
+    assert trained == [3]
+
+
+def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
+    reward = tmp_path / "reward.py"
+    reward.write_text("def compute_score(data_source, solution_str, ground_truth, **kwargs):\n    return float('nan')\n")
+    with pytest.raises(ray.exceptions.RayTaskError, match="not finite for .* samples; uids: "):
+        steps(
+            demo,
+            tmp_path,
+            f"reward.custom_reward_function.path={reward}",
+            "trainer.val_before_train=false",
+            "trainer.save_freq=1",
+        )
+    assert not list((tmp_path / "checkpoints").glob("global_step_*"))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m verl_dvpo.train``: verl's ``main_ppo`` with an objective, so that a Hydra sweep has something to maximise.
+
+    python -m verl_dvpo.train algorithm=dvpo platform=cpu +task=demo
+    python -m verl_dvpo.train -m algorithm=dvpo critic.dvpo.coef.risk=0,0.05,0.1,0.2
+
+verl's own entry returns nothing. This one runs the same trainer in the same way and returns the last validation score.
+Ray stays up between the runs of one process; each run's actors are gone when it returns.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import hydra
+import ray
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup
+from verl.trainer import main_ppo
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import validate_config
+from verl.utils.device import auto_set_device
+
+METRICS_ENV = "VERL_FILE_LOGGER_PATH"
+SCORE_PREFIX = "val-core/"
+
+
+def run(config: DictConfig, metrics: Path) -> float | None:
+    """Trains as ``main_ppo`` does and reads the outcome from the metrics that verl wrote.
+
+    Args:
+        config: composed from ``dvpo_trainer`` or verl's own primary configuration.
+        metrics: JSON lines that this run writes; an older file is replaced.
+
+    Returns:
+        The mean of the last validation's core scores; None if the run never validated.
+
+    Raises:
+        ValueError: the configuration is wrong; nothing was started.
+    """
+    auto_set_device(config)
+    validate_config(
+        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+    )
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.unlink(missing_ok=True)
+    backends = config.trainer.logger
+    with open_dict(config):
+        config.trainer.logger = [*([backends] if isinstance(backends, str) else backends)]
+        if "file" not in config.trainer.logger:
+            config.trainer.logger.append("file")
+        # The logger lives in a Ray actor, which a cluster that is already up gives an older environment.
+        environment = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+        config.ray_kwargs.ray_init.runtime_env.env_vars = {**environment, METRICS_ENV: str(metrics.resolve())}
+    variables = dict(config.ray_kwargs.ray_init.runtime_env.env_vars)
+    runner = main_ppo.TaskRunnerV1.options(runtime_env={"env_vars": variables}) if ray.is_initialized() else None
+    try:
+        main_ppo.run_ppo(config, task_runner_class=runner or main_ppo.TaskRunnerV1)
+    finally:
+        if ray.is_initialized():
+            release()
+    return last_score(metrics)
+
+
+def release(seconds: float = 60.0) -> None:
+    """Takes back the placement groups of a finished run, whose actors end with them, so that another can start.
+
+    Ray ends a run's actors some time after the last handle to its TaskRunner is gone; verl asks for the devices at
+    once (single_controller/ray/base.py, line 239 of 0.9.1) and does not wait.
+
+    Raises:
+        TimeoutError: devices are still taken after ``seconds``.
+    """
+    for name, group in ray.util.placement_group_table().items():
+        if group["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+    total = ray.cluster_resources().get("GPU", 0)
+    deadline = time.monotonic() + seconds
+    while ray.available_resources().get("GPU", 0) < total:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {seconds:.0f} s the devices of the last run are still taken")
+        time.sleep(0.2)
+
+
+def last_score(metrics: Path) -> float | None:
+    """The mean over ``val-core/*`` of the last record in ``metrics`` that has any; None if none has."""
+    score = None
+    for line in metrics.read_bytes().splitlines():
+        core = [value for name, value in json.loads(line)["data"].items() if name.startswith(SCORE_PREFIX)]
+        if core:
+            score = sum(core) / len(core)
+    return score
+
+
+@hydra.main(config_path="pkg://verl.trainer.config", config_name="dvpo_trainer", version_base=None)
+def main(config: DictConfig) -> float | None:
+    """One run of a sweep, or a run alone; metrics go to Hydra's output folder."""
+    output = Path(HydraConfig.get().runtime.output_dir)
+    return run(config, Path(os.environ.get(METRICS_ENV, output / "metrics.jsonl")))
+
+
+if __name__ == "__main__":
+    main()
