@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .experiments import EXPERIMENTS, run
+from .experiments import DEFAULT, EXPERIMENTS, run
 from .figures import figures
 from .report import markdown
 from .training import MODELS, TrainConfig
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="folder for lab.json, report.md and the figures")
     p.add_argument("--seeds", type=int, default=5, help="runs of everything, at least 2 (default 5)")
     p.add_argument("--quick", action="store_true", help="a look at whether it runs: 2 seeds, few updates, no findings")
-    p.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
+    p.add_argument("--only", nargs="+", choices=names, default=DEFAULT, metavar="NAME", help=f"of {', '.join(names)}")
     p.add_argument("--updates", type=int, help=f"critic updates of a run (default {TrainConfig().updates})")
     p.add_argument("--model", choices=sorted(MODELS), default="table", help="what stands for the backbone")
     p.add_argument("--workers", type=int, help="processes of one thread each (default: one per CPU)")

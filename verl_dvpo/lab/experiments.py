@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .metrics import evaluate, true_samples
 from .process import PROCESSES, bernoulli_walk
-from .registry import FAMILIES, FORMS, KAPPAS, NUM_HEADS, NUM_QUANTILES, TARGETS, TERMS, setup
+from .registry import BASES, FAMILIES, FORMS, KAPPAS, LEVEL_TERMS, NUM_HEADS, NUM_QUANTILES, TARGETS, TERMS, setup
 from .spread import spreads
 from .training import TrainConfig, train
 
@@ -38,7 +38,7 @@ class Experiment:
         title: of its section in the report.
         critics: names in the registry, in the order of the table's rows.
         conditions: (process, noise) pairs.
-        baseline: function from a critic's name to the one its error of V is divided by, as a name; "" for no ratio.
+        baseline: whether errors of V are divided by that of the last `quantile ...` row above.
         longer: how many times the usual number of updates.
         seeds: at most so many of the run's seeds; 0 for all.
     """
@@ -62,8 +62,28 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Each term at its default coefficient, against the quantile loss alone",
         tuple(
             name
-            for target in TARGETS
-            for name in (f"quantile {target}", *(f"{target} + {term}" for term in TERMS), f"{target} + all")
+            for base in ("paper", "sr")
+            for name in (
+                f"quantile {base}",
+                *(f"{base} + {term}" for term in TERMS),
+                f"{base} + all",
+                *(f"{base} + level {term}" for term in LEVEL_TERMS if base == "sr"),
+                f"{base} + level all",
+            )
+        ),
+        _CLEAN_AND_HEAVY,
+        baseline=True,
+    ),
+    "forms": Experiment(
+        "Forms of the constraints, all five at their default coefficients, against the quantile loss alone",
+        tuple(
+            name
+            for base in BASES
+            for name in (
+                f"quantile {base}",
+                *(f"{base} + {statistic}, mean" for statistic in ("tail", "unbiased", "level")),
+                f"{base} + level x 5",
+            )
         ),
         _CLEAN_AND_HEAVY,
         baseline=True,
@@ -71,30 +91,28 @@ EXPERIMENTS: dict[str, Experiment] = {
     "runaway": Experiment(
         "One-sided terms per token and per batch, every coefficient 0.1",
         tuple(
-            f"{prefix}{target} {mode}, {label} 0.1"
-            for prefix in ("", "paper ")
-            for target in TARGETS
-            for label in ("shift", "all")
-            for mode in ("token", "batch")
+            f"{base} {mode}, {label} 0.1" for base in BASES for label in ("shift", "all") for mode in ("token", "batch")
         ),
         (("bernoulli", "clean"),),
     ),
-    "forms": Experiment(
-        "Forms of the constraints, all five at their default coefficients, against the quantile loss alone",
-        tuple(
-            name for target in TARGETS for name in (f"quantile {target}", *(f"{target} + {s}, {a}" for s, a in FORMS))
-        ),
-        _CLEAN_AND_HEAVY,
-        baseline=True,
-    ),
     "long": Experiment(
         "Ten times the usual number of updates",
-        ("quantile eq2", "quantile sr", "dvpo", "dvpo_calibrated"),
+        ("quantile sr", "dvpo", "dvpo_calibrated", "sr + level all"),
         (("bernoulli", "clean"), ("skewed", "heavy")),
         longer=10,
         seeds=3,
     ),
+    "search": Experiment(
+        "Every form of the constraints that was tried",
+        tuple(
+            name for target in TARGETS for name in (f"quantile {target}", *(f"{target} + {s}, {a}" for s, a in FORMS))
+        ),
+        (("skewed", "clean"), ("skewed", "heavy")),
+        baseline=True,
+    ),
 }
+#: What runs unless one asks for something else; `search` takes as long as half of the rest.
+DEFAULT = ("spread", *(name for name in EXPERIMENTS if name != "search"))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def figures(result: dict, folder: Path) -> list[Path]:
         "runaway": _runaway,
         "terms": lambda r: _ratios(r, "terms"),
         "forms": lambda r: _ratios(r, "forms"),
+        "search": lambda r: _ratios(r, "search"),
         "families": _families,
         "long": _long,
     }
@@ -93,24 +94,21 @@ def _kappa(result: dict):
 
 
 def _runaway(result: dict):
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
     condition = EXPERIMENTS["runaway"].conditions[0]
-    titles = {"": "κ = 0, midpoints", "paper ": "κ = 1, right levels"}
-    for row, prefix in enumerate(titles):
-        for column, target in enumerate(("eq2", "sr")):
-            axis = axes[row, column]
-            for mode, colour in (("token", RED), ("batch", BLUE)):
-                for label, dash in (("all", "-"), ("shift", "--")):
-                    critic = f"{prefix}{target} {mode}, {label} 0.1"
-                    _curve(axis, result, critic, condition, color=colour, linestyle=dash, label=f"{mode}, {label}")
-            title = {"eq2": "Eq 2", "sr": "sample replacement"}[target]
-            axis.set_title(f"{titles[prefix]}, {title}")
-            axis.set_yscale("log")
-    for axis in axes[1]:
-        axis.set_xlabel("updates")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("error of V [reward]")
-    axes[0, 0].legend(title="constraint, terms at 0.1")
+    titles = {
+        "eq2": "κ = 0, midpoints, Eq 2",
+        "sr": "κ = 0, midpoints, sample replacement",
+        "paper": "κ = 1, right levels, Eq 2",
+    }
+    for axis, (base, title) in zip(axes, titles.items(), strict=True):
+        for mode, colour in (("token", RED), ("batch", BLUE)):
+            for label, dash in (("all", "-"), ("shift", "--")):
+                critic = f"{base} {mode}, {label} 0.1"
+                _curve(axis, result, critic, condition, color=colour, linestyle=dash, label=f"{mode}, {label}")
+        axis.set(title=title, xlabel="updates", yscale="log")
+    axes[0].set_ylabel("error of V [reward]")
+    axes[0].legend(title="constraint, terms at 0.1")
     return figure
 
 
@@ -133,7 +131,7 @@ def _ratios(result: dict, name: str):
             target = critic.split(" ")[0]
             base = _metric(result, f"quantile {target}", condition, "v_error")
             interval = ratio_interval(_metric(result, critic, condition, "v_error"), base)
-            colour = {"eq2": RED, "sr": BLUE}[target]
+            colour = {"eq2": RED, "sr": BLUE, "paper": GREEN}[target]
             _errorbar(axis, [y], [interval], horizontal=True, color=colour, marker="o", markersize=4)
         axis.axvline(1.0, color="black", linewidth=1)
         axis.axvline(1.1, color=GREY, linestyle="--", linewidth=1)
@@ -142,9 +140,10 @@ def _ratios(result: dict, name: str):
     handles = [
         plt.Line2D([], [], color=RED, marker="o", label="Eq 2"),
         plt.Line2D([], [], color=BLUE, marker="o", label="sample replacement"),
+        plt.Line2D([], [], color=GREEN, marker="o", label="paper: κ = 1, right levels, Eq 2"),
         plt.Line2D([], [], color=GREY, linestyle="--", label="10 % more"),
     ]
-    figure.legend(handles=handles, loc="lower center", ncol=3, bbox_to_anchor=(0.5, 1.0))
+    figure.legend(handles=handles, loc="lower center", ncol=4, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     return figure
 

@@ -76,12 +76,16 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
         d = self.differences(q, z)
         average = {"mean": lambda v: v.mean(-1), "blocks": _median_of_blocks, "gated": _gated_mean}[self.average]
         b = average(torch.stack([d[name] for name in MULTIPLIERS]).double())
-        return {name: b[i] if name == "cvar" else b[i].relu() for i, name in enumerate(MULTIPLIERS)}
+        mu = {name: b[i] if name == "cvar" else b[i].relu() for i, name in enumerate(MULTIPLIERS)}
+        if self.statistic == "level":
+            # The slope of a variance is twice a deviation: in units of the tail's own, all terms are free of units.
+            low, up = tail_sizes(q.shape[-1], self.loss_config.alpha, self.loss_config.beta)
+            for name, tail in (("shape_low", q[:, :low]), ("shape_up", q[:, q.shape[-1] - up :])):
+                mu[name] /= 2 * tail.std(-1, correction=0).mean().double().clamp(min=1e-6)
+        return mu
 
     def differences(self, q: Tensor, z: Tensor) -> dict[str, Tensor]:
         """(L, M) and (L, K), ascending -> part -> (L,)."""
-        if self.statistic == "level":
-            return level_differences(q, z, self.levels, self.loss_config.alpha, self.loss_config.beta)
         width = q.std(-1, correction=0, keepdim=True)
         if self.statistic == "clipped":
             z = z.clamp(q[:, :1] - width, q[:, -1:] + width)
@@ -93,6 +97,8 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
             d |= median_differences(q, z, self.loss_config.alpha, self.loss_config.beta)
         if self.statistic == "unbiased":
             d |= unbiased_differences(q, z, self.loss_config.alpha, self.loss_config.beta)
+        if self.statistic == "level":
+            d |= level_differences(q, z, self.levels, self.loss_config.alpha, self.loss_config.beta)
         return d
 
 
@@ -146,29 +152,31 @@ def level_differences(q: Tensor, z: Tensor, levels: Tensor, alpha: float, beta: 
     cvar: mean over the lower tail of F_z(q_j) − τ_j. gain: mean over the upper tail of τ_j − F_z(q_j). shift: mean over
     all j of τ_j − F_z(q_j). shape: half of what is beyond a tail's edge should be beyond its middle;
     ½F_z(edge) − F_z(middle) > 0 says that the lower tail is too wide, and likewise above that the upper is too narrow.
-    curvature: 0. Every difference is inside [−1, 1] whatever the reward's noise, and with q the quantiles of the
-    mixture that z comes from its mean is 0.
+    Every difference is inside [−1, 1] whatever the reward's noise, and with q the quantiles of the mixture that z comes
+    from its mean is 0. There is no such form of `curvature`.
     """
     below = torch.searchsorted(z.contiguous(), q.contiguous())
     upto = torch.searchsorted(z.contiguous(), q.contiguous(), right=True)
     cdf = 0.5 * (below + upto).to(q) / z.shape[-1]
     excess = cdf - levels
     size = q.shape[-1]
-    low, up = max(1, int(alpha * size + 0.5)), max(1, int(beta * size + 0.5))
+    low, up = tail_sizes(size, alpha, beta)
     edge, middle = cdf[:, low - 1], cdf[:, (low - 1) // 2]
     low_share = levels[(low - 1) // 2] / levels[low - 1]
     up_edge, up_middle = 1 - cdf[:, size - up], 1 - cdf[:, size - 1 - (up - 1) // 2]
     up_share = (1 - levels[size - 1 - (up - 1) // 2]) / (1 - levels[size - up]).clamp(min=1e-12)
-    zero = torch.zeros_like(edge)
     return {
         "cvar": excess[:, :low].mean(-1),
         "gain": -excess[:, size - up :].mean(-1),
         "shift": -excess.mean(-1),
         "shape_low": low_share * edge - middle,
         "shape_up": up_middle - up_share * up_edge,
-        "curvature_low": zero,
-        "curvature_up": zero,
     }
+
+
+def tail_sizes(size: int, alpha: float, beta: float) -> tuple[int, int]:
+    """Points of the lower and upper tail of `size` points."""
+    return max(1, int(alpha * size + 0.5)), max(1, int(beta * size + 0.5))
 
 
 def _block_means(values: Tensor) -> Tensor:

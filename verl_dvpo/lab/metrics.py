@@ -9,8 +9,9 @@ Shapes: R runs (seeds), S states, K samples of a state's value, A atoms of the r
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
-from .process import Array, TokenProcess
+from .process import HEAVY_DF, HEAVY_SCALE, Array, TokenProcess
 
 #: Share of the tails that are measured, the α and β of the shipped losses.
 TAIL = 0.1
@@ -25,6 +26,8 @@ METRICS = {
     "coverage_80": "probability of the return inside the central 80 % interval [share]",
     "lower_tail_error": "mean absolute error of the lower 10 % tail's mean (CVaR) [reward]",
     "upper_tail_error": "mean absolute error of the upper 10 % tail's mean [reward]",
+    "lower_tail_seen": "as the lower tail, against the quantiles of the rewards that the critic saw [reward]",
+    "upper_tail_seen": "as the upper tail, against the quantiles of the rewards that the critic saw [reward]",
     "lower_tail_bias": "mean signed error of the lower tail's mean [reward]",
     "upper_tail_bias": "mean signed error of the upper tail's mean [reward]",
     "spread_ratio": "spread (standard deviation) over the true one, both averaged over states",
@@ -48,8 +51,9 @@ def evaluate(samples: Array, process: TokenProcess, noise: str = "clean") -> dic
     clean = truth @ atoms
     low_true, up_true = true_tail_means(truth, atoms)
     k = max(1, int(TAIL * samples.shape[-1] + 0.5))
-    low = samples[..., :k].mean(-1) - low_true
-    up = samples[..., samples.shape[-1] - k :].mean(-1) - up_true
+    lower, upper = samples[..., :k].mean(-1), samples[..., samples.shape[-1] - k :].mean(-1)
+    low, up = lower - low_true, upper - up_true
+    observed = seen_quantiles(process, noise, samples.shape[-1])
     spread_true = np.sqrt((truth @ atoms**2 - clean**2).clip(0))
     return {
         "v_error": np.sqrt((mean - clean) ** 2 @ weight),
@@ -59,6 +63,8 @@ def evaluate(samples: Array, process: TokenProcess, noise: str = "clean") -> dic
         "coverage_80": coverage_probability(samples, truth, atoms) @ weight,
         "lower_tail_error": np.abs(low) @ weight,
         "upper_tail_error": np.abs(up) @ weight,
+        "lower_tail_seen": np.abs(lower - observed[:, :k].mean(-1)) @ weight,
+        "upper_tail_seen": np.abs(upper - observed[:, samples.shape[-1] - k :].mean(-1)) @ weight,
         "lower_tail_bias": low @ weight,
         "upper_tail_bias": up @ weight,
         "spread_ratio": (samples.std(-1) @ weight) / (spread_true @ weight),
@@ -118,3 +124,18 @@ def true_samples(process: TokenProcess, size: int) -> Array:
     cdf = process.truth().cumsum(-1)
     place = (cdf[:, None, :] < levels[None, :, None] - 1e-12).sum(-1).clip(max=process.atoms.shape[0] - 1)
     return process.atoms[place][None]
+
+
+def seen_quantiles(process: TokenProcess, noise: str, size: int) -> Array:
+    """(S, K) quantiles at K midpoint levels of the return that a critic saw under `noise`.
+
+    Quantiles and not the exact tail means: those of `heavy` are mostly made of what lies beyond the last quantile.
+    """
+    if noise != "heavy":
+        return true_samples(process.corrupted(noise), size)[0]
+    # The noise is continuous: its CDF, mixed over atoms, on a grid that is fine in the middle and wide at the ends.
+    grid = np.sinh(np.linspace(-9, 9, 3001)) * HEAVY_SCALE / 10
+    noise_cdf = stats.t.cdf((grid[:, None] - process.atoms) / HEAVY_SCALE, HEAVY_DF)
+    cdf = process.truth() @ noise_cdf.T
+    levels = (np.arange(size) + 0.5) / size
+    return np.stack([np.interp(levels, row, grid) for row in cdf])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from verl_dvpo.distributional import CONSTRAINT_TERMS, TERMS, DVPOLossConfig
 from verl_dvpo.distributional.config import DEFAULT_COEF
@@ -16,8 +18,9 @@ from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsemble
 from verl_dvpo.distributional.families.robust_bellman import RobustBellmanFamily
 from verl_dvpo.distributional.families.scalar import ScalarFamily
 from verl_dvpo.distributional.families.scalar_ensemble import ScalarEnsembleFamily
+from verl_dvpo.distributional.families.value_flow import ValueFlowFamily
 
-from .forms import ConstraintFormFamily
+from .forms import STATISTICS, ConstraintFormFamily
 
 #: Quantiles M and heads N in the lab: spec section 4's M, the paper's N.
 NUM_QUANTILES = 50
@@ -55,14 +58,22 @@ def quantiles(
     )
 
 
-def form(target: str, statistic: str, average: str, coef: Mapping[str, float], **loss: float) -> ConstraintFormFamily:
-    """Pinballs on midpoints whose constraints take another form."""
+def form(
+    statistic: str,
+    average: str = "mean",
+    *,
+    target: str = "eq2",
+    coef: Mapping[str, float],
+    levels: str = "midpoint",
+    kappa: float = 0.0,
+) -> ConstraintFormFamily:
+    """A quantile ensemble whose constraints take another form; the terms that `coef` leaves out are off."""
     return ConstraintFormFamily(
         num_heads=NUM_HEADS,
         num_quantiles=NUM_QUANTILES,
-        levels="midpoint",
+        levels=levels,
         target=TARGETS[target],
-        loss=DVPOLossConfig(kappa=0.0, coef={**OFF, **coef}, **loss),  # type: ignore[arg-type]
+        loss=DVPOLossConfig(kappa=kappa, coef={**OFF, **coef}),
         statistic=statistic,
         average=average,
     )
@@ -76,60 +87,62 @@ FAMILIES: dict[str, Setup] = {
     "dvpo": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF)),
     "dvpo, token": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF, constraint="token")),
     "dvpo_calibrated": Setup(lambda: quantiles("sr", coef=DEFAULT_COEF)),
-    "quantile eq2": Setup(lambda: quantiles("eq2")),
+    "quantile eq2": Setup(quantiles),
     "quantile sr": Setup(lambda: quantiles("sr")),
-    "quantile mc": Setup(lambda: quantiles("eq2"), lam=1.0),
+    "quantile mc": Setup(quantiles, lam=1.0),
+    "dfpo": Setup(ValueFlowFamily),
 }
 
-SETUPS: dict[str, Setup] = dict(FAMILIES)
-
-KAPPAS = (0.0, 0.01, 0.1, 1.0)
-for _levels in ("right", "midpoint"):
-    for _kappa in KAPPAS:
-        SETUPS[f"{_levels}, kappa {_kappa:g}"] = Setup(
-            lambda levels=_levels, kappa=_kappa: quantiles(levels=levels, kappa=kappa)  # type: ignore[misc]
-        )
-
+KAPPAS = (0.0, 0.1, 1.0)
 CONSTRAINT_COEF = {name: DEFAULT_COEF[name] for name in CONSTRAINT_TERMS}
+STRONG_COEF = {name: 5 * value for name, value in CONSTRAINT_COEF.items()}
 FORMS = (
-    ("tail", "mean"),
+    *((statistic, "mean") for statistic in STATISTICS),
     ("tail", "blocks"),
     ("tail", "gated"),
-    ("clipped", "mean"),
-    ("capped", "mean"),
-    ("median", "mean"),
-    ("unbiased", "mean"),
+    ("unbiased", "blocks"),
     ("unbiased", "gated"),
-    ("level", "mean"),
     ("level", "gated"),
 )
-for _target in TARGETS:
-    # Each term at its default alone, and all of them.
-    for _term in TERMS:
-        SETUPS[f"{_target} + {_term}"] = Setup(
-            lambda target=_target, term=_term: quantiles(target, coef={term: DEFAULT_COEF[term]})  # type: ignore[misc]
-        )
-    SETUPS[f"{_target} + all"] = Setup(lambda target=_target: quantiles(target, coef=DEFAULT_COEF))  # type: ignore[misc]
-    # The five constraints at their defaults, in each form.
-    for _statistic, _average in FORMS:
-        SETUPS[f"{_target} + {_statistic}, {_average}"] = Setup(
-            lambda target=_target, statistic=_statistic, average=_average: form(  # type: ignore[misc]
-                target, statistic, average, CONSTRAINT_COEF
+#: Those that `level` has a form of.
+LEVEL_TERMS = ("cvar", "gain", "shift", "shape")
+#: What the terms are added to. `paper` is what `dvpo` ships, `sr` what `dvpo_calibrated` does.
+BASES: dict[str, dict[str, Any]] = {
+    "eq2": {"target": "eq2"},
+    "sr": {"target": "sr"},
+    "paper": {"target": "eq2", "levels": "right", "kappa": 1.0},
+}
+
+
+def _ablations() -> dict[str, Setup]:
+    """κ and levels; each term alone; forms of the constraints; constraints per token and per batch."""
+    # functools.partial binds what a lambda in a loop would share.
+    made: dict[str, Callable[[], ValueFamily]] = {}
+    for levels in ("right", "midpoint"):
+        for kappa in KAPPAS:
+            made[f"{levels}, kappa {kappa:g}"] = partial(quantiles, levels=levels, kappa=kappa)
+    for base, settings in BASES.items():
+        made[f"quantile {base}"] = partial(quantiles, **settings)
+        for term in TERMS:
+            made[f"{base} + {term}"] = partial(quantiles, **settings, coef={term: DEFAULT_COEF[term]})
+        for term in LEVEL_TERMS:
+            made[f"{base} + level {term}"] = partial(form, "level", **settings, coef={term: DEFAULT_COEF[term]})
+        made[f"{base} + all"] = partial(quantiles, **settings, coef=DEFAULT_COEF)
+        made[f"{base} + level all"] = partial(form, "level", **settings, coef=DEFAULT_COEF)
+        for statistic, average in FORMS:
+            made[f"{base} + {statistic}, {average}"] = partial(
+                form, statistic, average, **settings, coef=CONSTRAINT_COEF
             )
-        )
-    # Spec section 4's run-away: every coefficient 0.1, per token and per batch; and `shift` by itself.
-    for _mode in ("token", "batch"):
-        for _label, _names in (("all", TERMS), ("shift", ("shift",))):
-            SETUPS[f"{_target} {_mode}, {_label} 0.1"] = Setup(
-                lambda target=_target, mode=_mode, names=_names: quantiles(  # type: ignore[misc]
-                    target, coef=dict.fromkeys(names, 0.1), constraint=mode
+        made[f"{base} + level x 5"] = partial(form, "level", **settings, coef=STRONG_COEF)
+        for label, terms in (("all", TERMS), ("shift", ("shift",))):
+            for mode in ("token", "batch"):
+                made[f"{base} {mode}, {label} 0.1"] = partial(
+                    quantiles, **settings, coef=dict.fromkeys(terms, 0.1), constraint=mode
                 )
-            )
-            SETUPS[f"paper {_target} {_mode}, {_label} 0.1"] = Setup(
-                lambda target=_target, mode=_mode, names=_names: quantiles(  # type: ignore[misc]
-                    target, levels="right", kappa=1.0, coef=dict.fromkeys(names, 0.1), constraint=mode
-                )
-            )
+    return {name: Setup(build) for name, build in made.items()}
+
+
+SETUPS: dict[str, Setup] = FAMILIES | _ablations()
 
 
 def setup(name: str) -> Setup:

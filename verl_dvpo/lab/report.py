@@ -9,8 +9,7 @@ from .experiments import CONDITIONS, EXPERIMENTS, Experiment, run_key
 from .metrics import METRICS
 from .statistics import Interval, ratio_interval, t_interval
 
-#: Columns of most tables, as in `metrics.METRICS`.
-COLUMNS = ("v_error", "v_bias", "crps_excess", "coverage_80", "lower_tail_error", "upper_tail_error", "spread_ratio")
+#: Columns, as in `metrics.METRICS`; those of what was seen are only for corrupted rewards.
 HEADINGS = {
     "v_error": "error of V",
     "v_bias": "bias of V",
@@ -19,6 +18,8 @@ HEADINGS = {
     "coverage_80": "coverage 80 %",
     "lower_tail_error": "lower tail",
     "upper_tail_error": "upper tail",
+    "lower_tail_seen": "lower tail, seen",
+    "upper_tail_seen": "upper tail, seen",
     "spread_ratio": "spread / true",
 }
 #: Of a critic that is a point: it has no interval and no spread.
@@ -75,7 +76,7 @@ def _experiment_section(experiment: Experiment, result: dict) -> list[str]:
     updates = result["meta"]["config"]["updates"] * experiment.longer
     lines = [f"## {experiment.title}", ""]
     for process, noise in experiment.conditions:
-        columns = [*COLUMNS[:1], *(["v_error_seen"] if noise == "flip" else []), *COLUMNS[1:]]
+        columns = [name for name in HEADINGS if noise != "clean" or not name.endswith("_seen")]
         ratio = ["error / quantile alone"] if experiment.baseline else []
         headings = ["critic", *ratio, *(HEADINGS[name] for name in columns)]
         lines += [f"### {CONDITIONS[process, noise]}, {updates} updates", ""]
@@ -91,7 +92,7 @@ def _experiment_section(experiment: Experiment, result: dict) -> list[str]:
             point = metrics["spread_ratio"][0] == 0.0
             cells += ["–" if point and name in NO_DISTRIBUTION else show(t_interval(metrics[name])) for name in columns]
             lines.append("| " + " | ".join(cells) + " |")
-        truth = [f"{result['truth'][process][name]:.3f}" for name in columns]
+        truth = ["" if name.endswith("_seen") else f"{result['truth'][process][name]:.3f}" for name in columns]
         lines += ["| " + " | ".join(["*exact quantiles*", *("" for _ in ratio), *truth]) + " |", ""]
     return lines
 
