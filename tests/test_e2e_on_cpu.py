@@ -77,7 +77,9 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
     if not with_critic:
         assert not any("vf_loss" in name for name in records[0])
         return
-    assert {"critic/vf_loss", "critic/vf_explained_var", "critic/values/mean", "timing_s/update_critic"} <= records[0].keys()
+    assert {"critic/vf_loss", "critic/vf_explained_var", "critic/values/mean", "timing_s/update_critic"} <= records[
+        0
+    ].keys()
     assert records[0]["critic/grad_norm"] > 0
     if algorithm == "dvpo":
         expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in TERMS)]
@@ -85,17 +87,22 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(demo, tmp_path):
-    """Two steps and two more, against the checkpoint's own record of where it is."""
-    steps(demo, tmp_path, "algorithm=dvpo", "trainer.save_freq=2")
+    """Two steps and one more, with a KL penalty in the reward, against the checkpoint's own record of where it is."""
+    kl = "algorithm.use_kl_in_reward=true"
+    _, first, second = steps(demo, tmp_path, "algorithm=dvpo", "trainer.save_freq=2", kl)
+    assert "actor/reward_kl_penalty" in first
+    assert second["critic/rewards/mean"] != second["critic/score/mean"]  # the policy has left its reference
     assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "2"
-    resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3")
+    resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3", kl)
     trained = [record["training/global_step"] for record in resumed if "training/global_step" in record]
     assert trained == [3]
 
 
 def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
     reward = tmp_path / "reward.py"
-    reward.write_text("def compute_score(data_source, solution_str, ground_truth, **kwargs):\n    return float('nan')\n")
+    reward.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, **kwargs):\n    return float('nan')\n"
+    )
     with pytest.raises(ray.exceptions.RayTaskError, match="not finite for .* samples; uids: "):
         steps(
             demo,

@@ -14,7 +14,9 @@ def _demo_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="runs/demo/data", help="folder of the demo's model and data (default: %(default)s)")
+    parser.add_argument(
+        "--data", default="runs/demo/data", help="folder of the demo's model and data (default: %(default)s)"
+    )
     parser.add_argument("--out", default="runs/demo/run", help="folder of the run (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, for example algorithm=ppo")
 

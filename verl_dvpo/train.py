@@ -42,9 +42,7 @@ def run(config: DictConfig, metrics: Path) -> float | None:
         ValueError: the configuration is wrong; nothing was started.
     """
     auto_set_device(config)
-    validate_config(
-        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.unlink(missing_ok=True)
     backends = config.trainer.logger

@@ -63,6 +63,7 @@ def make_worker(
         RAY_LOCAL_WORLD_SIZE=str(world_size),
     )
     settings = {"family": "quantile_ensemble", "num_heads": 2, "num_quantiles": 5, **(dvpo or {})}
+    settings = {name: value for name, value in settings.items() if value is not None}
     model_config = ValueModelConfig(
         path=model,
         load_tokenizer=False,

@@ -13,7 +13,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from critic import harness
 from verl_dvpo.critic.config import family_config
-from verl_dvpo.critic.store import KeptSamples, build_targets
+from verl_dvpo.critic.store import KeptSamples, build_targets, reward_std
 from verl_dvpo.critic.worker import ROW
 
 
@@ -239,6 +239,36 @@ def test_metrics_of_an_update_have_their_names(model):
     expected |= {f"critic/quantile/{q}" for q in ("q10", "q50", "q90", "crossing_fraction", "spread")}
     expected |= {"critic/vf_loss", "critic/vpred_mean", "critic/ensemble/std", "critic/multiplier/shape_low"}
     assert expected <= names
+
+
+def test_a_collapsed_flow_is_logged_with_its_metric_and_a_healthy_one_is_not(model, caplog):
+    settings = {"dvpo": {"family": "value_flow", "num_heads": None, "num_quantiles": None}}
+    worker = harness.make_worker(model, **settings)
+    batch = harness.make_batch()
+    harness.infer(worker, batch)
+    assert "critic/flow/collapsed" not in harness.train(worker, batch)
+    with torch.no_grad():
+        # The field v(e, 0) = -e sends every noise to 0: its coefficients are those of -e in the cosine basis.
+        bias = worker.engine.module.score.bias
+        full = harness.full(bias)
+        basis = worker.family.basis.double()
+        solution = torch.linalg.lstsq(basis, -worker.family.noises.double()[:, None]).solution[:, 0]
+        full.zero_()
+        full.unflatten(0, (basis.shape[1], -1))[:, 0] = solution.float()
+        worker.engine.module.score.weight.mul_(0)
+        (bias.to_local() if hasattr(bias, "to_local") else bias).copy_(full)
+    harness.infer(worker, batch)
+    with caplog.at_level("WARNING"):
+        metrics = harness.train(worker, batch)
+    assert metrics["critic/flow/collapsed"] == [1.0]
+    assert "the value flow has collapsed" in caplog.text
+
+
+def test_reward_std_over_sequences():
+    rewards = harness.jagged([torch.tensor([1.0, 2.0]), torch.tensor([5.0]), torch.tensor([100.0, 0.0])])
+    mask = harness.jagged([torch.tensor([1, 0]), torch.tensor([1]), torch.tensor([0, 0])])
+    # Totals 3 and 5 count, the masked row's 100 does not: the standard deviation of (3, 5) is 1.
+    assert reward_std(rewards, mask) == pytest.approx(1.0)
 
 
 def test_resume_continues_bitwise(model, tmp_path: Path):

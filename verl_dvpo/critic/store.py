@@ -131,3 +131,22 @@ def mean_statistics(statistics: Mapping[str, Tensor], reduce: Reduce | None = No
         sums = reduce(sums)
     means = sums[:-1] / sums[-1].clamp_min(1)
     return dict(zip(names, means.tolist(), strict=True))
+
+
+def reward_std(rewards: Tensor, mask: Tensor, reduce: Reduce | None = None) -> float:
+    """Standard deviation of the sequences' total rewards over all ranks; rows without a valid token do not count.
+
+    Args:
+        rewards: jagged (B, T).
+        mask: jagged (B, T).
+        reduce: adds a 1-D tensor over ranks; None for one rank.
+    """
+    totals = rewards.to_padded_tensor(0.0).double().sum(-1)
+    counts = (mask.to_padded_tensor(0) != 0).any(-1).double()
+    sums = torch.stack([(totals * counts).sum(), counts.sum()])
+    sums = reduce(sums) if reduce is not None else sums
+    mean = sums[0] / sums[1].clamp_min(1)
+    # Twice over the data, centred: squares lose nothing where rewards are large and close.
+    squares = ((totals - mean).square() * counts).sum().reshape(1)
+    squares = reduce(squares) if reduce is not None else squares
+    return float((squares[0] / sums[1].clamp_min(1)).sqrt())

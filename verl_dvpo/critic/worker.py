@@ -9,6 +9,7 @@ Shape legend: B sequences, T response positions, L response tokens laid end to e
 D outputs of the head, S numbers kept per token.
 """
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,9 @@ from verl.workers.engine_workers import TrainingWorker
 from verl_dvpo.critic.config import FamilyConfig
 from verl_dvpo.critic.fsdp import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
-from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, mean_statistics
+from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, mean_statistics, reward_std
+
+logger = logging.getLogger(__name__)
 
 #: Set on the batch by ``train_mini_batch``: the row of each sequence in this rank's batch.
 ROW = "dvpo_row"
@@ -106,8 +109,14 @@ class DistributionalCriticWorker(TrainingWorker):
         if self._kept is None:
             raise RuntimeError("the critic's update needs an inference pass on the same batch before it")
         self._kept.check(data)
-        metrics = {f"critic/{k}": v for k, v in mean_statistics(self._kept.statistics, self._sum_over_ranks).items()}
-        self._targets = self._build_targets(data, self._kept)
+        statistics = mean_statistics(self._kept.statistics, self._sum_over_ranks)
+        rewards = data["token_level_rewards"] if "token_level_rewards" in data else data["rm_scores"]
+        warnings = self.family.warnings(statistics, reward_std(rewards, data["response_mask"], self._sum_over_ranks))
+        for text in warnings.values():
+            logger.warning("critic: %s", text)
+        metrics = {f"critic/{name}": value for name, value in statistics.items()}
+        metrics |= {f"critic/{name}": 1.0 for name in warnings}
+        self._targets = self._build_targets(data, self._kept, rewards)
         metrics |= {f"critic/multiplier/{k}": v.item() for k, v in self._targets.multipliers.items()}
         data[ROW] = torch.arange(data.shape[0])
         output = super().train_mini_batch(data)
@@ -117,12 +126,12 @@ class DistributionalCriticWorker(TrainingWorker):
         logged = tu.get(output, "metrics") | {name: [value] for name, value in metrics.items()}
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": logged})
 
-    def _build_targets(self, data: TensorDict, kept: KeptSamples) -> Targets:
+    def _build_targets(self, data: TensorDict, kept: KeptSamples, rewards: Tensor) -> Targets:
         lam = self.settings.lam if self.settings.lam is not None else tu.pop(data, key="lam")
         return build_targets(
             self.family,
             kept,
-            data["token_level_rewards"] if "token_level_rewards" in data else data["rm_scores"],
+            rewards,
             data["response_mask"],
             gamma=tu.pop(data, key="gamma"),
             lam=lam,
