@@ -2,14 +2,14 @@
 """What a critic update costs, backbone included: every family beside scalar PPO, in turns, on the real worker.
 
     python benchmarks/critic_update.py                                    # CPU: 22M parameters, 4k tokens
-    python benchmarks/critic_update.py --shape qwen3_0_6b --rounds 10     # GPU: bf16 backbone, 32k tokens
+    python benchmarks/critic_update.py --shape qwen3_0_6b                 # GPU: bf16 backbone, 32k tokens
     python benchmarks/critic_update.py --out update.json
 
-An update is `train_mini_batch` of the critic's worker: targets of the whole batch, forward, loss, backward and optimizer
-step over the same micro-batches for every family. Families take turns, and a ratio is the median over rounds of the
-time of one divided by the time of scalar PPO in the same round, so that a machine's slow minutes cancel. Memory is read
-in a process of its own for each family: on a GPU what torch allocated at most, on the CPU what the update added to the
-process.
+An update is `train_mini_batch` of the critic's worker: targets of the whole batch, forward, loss, backward and
+optimizer step over the same micro-batches for every family. Families take turns, and a ratio is the median over rounds
+of the time of one divided by the time of scalar PPO in the same round, so that a machine's slow minutes cancel. Memory
+is read in a process of its own for each family: on a GPU what torch allocated at most, on the CPU what the update added
+to the process.
 """
 
 from __future__ import annotations
@@ -146,8 +146,15 @@ def update(worker: Any, batch: Any, step: int) -> tuple[float, float]:
     rows = len(batch)
     tu.assign_non_tensor(
         training,
-        **{"global_batch_size": rows, "mini_batch_size": rows, "epochs": 1, "seed": 0, "temperature": 1.0},
-        **{"dataloader_kwargs": {"shuffle": False}, "gamma": 1.0, "lam": 0.95, "global_steps": step},
+        global_batch_size=rows,
+        mini_batch_size=rows,
+        epochs=1,
+        seed=0,
+        temperature=1.0,
+        dataloader_kwargs={"shuffle": False},
+        gamma=1.0,
+        lam=0.95,
+        global_steps=step,
     )
     marks = []
     for call in (lambda: worker.infer_batch(inference), lambda: worker.train_mini_batch(training)):

@@ -103,7 +103,7 @@ def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
     reward.write_text(
         "def compute_score(data_source, solution_str, ground_truth, **kwargs):\n    return float('nan')\n"
     )
-    with pytest.raises(ray.exceptions.RayTaskError, match="not finite for .* samples; uids: "):
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"not finite for .* samples; uids: "):
         steps(
             demo,
             tmp_path,

@@ -60,7 +60,7 @@ def test_good_configurations_pass(files, algorithm):
     ],
 )
 def test_bad_values_name_field_value_and_remedy(files, override, words):
-    with pytest.raises(ValueError, match="critic|trainer|data|actor") as error:
+    with pytest.raises(ValueError, match=r"critic|trainer|data|actor") as error:
         check(files, override)
     for word in words:
         assert word in str(error.value)

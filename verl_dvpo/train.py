@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m verl_dvpo.train``: verl's ``main_ppo`` with an objective, so that a Hydra sweep has something to maximise.
+"""``python -m verl_dvpo.train``: verl's ``main_ppo`` with an objective, which a Hydra sweep can maximise.
 
     python -m verl_dvpo.train algorithm=dvpo platform=cpu +task=demo
     python -m verl_dvpo.train -m algorithm=dvpo critic.dvpo.coef.risk=0,0.05,0.1,0.2
