@@ -2,7 +2,6 @@
 """DVPO's critic: N heads of M quantiles each (arXiv 2512.03847)."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +13,6 @@ from verl_dvpo.distributional.levels import quantile_levels
 from verl_dvpo.distributional.losses import dvpo_loss
 from verl_dvpo.distributional.metrics import crossing_fraction
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
-
-TargetKind = Literal["quantile_gae", "sample_replacement"]
 
 
 class QuantileEnsembleFamily(ValueFamily):
@@ -38,7 +35,7 @@ class QuantileEnsembleFamily(ValueFamily):
         num_heads: int = 3,
         num_quantiles: int = 200,
         levels: str = "right",
-        target: TargetKind = "quantile_gae",
+        target: str = "quantile_gae",
         loss: DVPOLossConfig | None = None,
     ) -> None:
         for name, count in (("num_heads", num_heads), ("num_quantiles", num_quantiles)):
