@@ -168,8 +168,10 @@ def test_one_outlier_does_not_blur_the_rest():
 
 def test_zone_narrower_than_float32_can_tell():
     """κ = 0.001 at ±20000, where float32 moves in steps of 0.002: a tie is a tie, a neighbour is outside the zone."""
-    theta = torch.tensor([-20000.0, -20000.0, 0.0], requires_grad=True)
-    z = torch.tensor([20000.0, -20000.0, -20000.0 + 2**-9])
+    step = 2.0**-9
+    theta = torch.tensor([-20000.0, -20000.0 + step, 20000.0], requires_grad=True)
+    # The median is at the other end: around it float32 moves in steps of 0.004, and could not tell the neighbours.
+    z = torch.tensor([20000.0, -20000.0, 20000.0, -20000.0 + step, 20000.0])
     levels = quantile_levels(3)
     quantile_huber_loss(theta, z, levels, kappa=0.001).backward()
     _, slope = naive.loop_loss(theta.tolist(), z.tolist(), levels.double().tolist(), 0.001)
