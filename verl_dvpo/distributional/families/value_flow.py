@@ -31,7 +31,9 @@ class ValueFlowFamily(ValueFamily):
     What is kept of a state are its K sorted samples, not its I·P outputs: a third of the numbers (32 against 96), and
     what `flow_matching` needs of the next state follows from them, because its flow is taken as straight: from ε_k to
     the k-th sample z̄_k, ζ̄_u = ε_k + u·v̄ with v̄ = z̄_k − ε_k. That is the flow whose end is what the actor and the
-    targets see; the field of u > 0 only approximates it.
+    targets see; the field of u > 0 only approximates it. Measured on 9 fair ±1 steps, keeping the outputs and following
+    the old field itself changed the error of V from 0.006 to 0.005 and W1 from 0.016 to 0.015, with `flow_matching` ten
+    times as strong from 0.017 to 0.020 and from 0.055 to 0.056.
 
     Couplings. A token's targets come from one trajectory: of how returns differ between trajectories, its K samples
     know little. ``sorted`` regresses ε_k on the k-th smallest of them, and squared errors average *quantiles* over
