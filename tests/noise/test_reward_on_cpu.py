@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from ray import cloudpickle
 from samples import SETTINGS, SOURCE, one_worker, question, questions
 from verl.utils.reward_score import default_compute_score
 
@@ -150,3 +151,10 @@ def test_a_resumed_run_corrupts_as_an_uninterrupted_one():
     whole = steps(1, 6)
     assert steps(1, 3) + steps(4, 6) == whole
     assert len({tuple(scores) for scores in whole}) == 6, "steps differ"
+
+
+def test_wrapped_functions_reach_other_processes():
+    # verl's manager `remote` hands its reward function to Ray actors, which pickle it so
+    for answer in (compute_score, lambda **_: 1.0):
+        there = cloudpickle.loads(cloudpickle.dumps(noisy(answer)))
+        assert there(**question(5, right=True))["score"] == 0.0

@@ -299,7 +299,7 @@ def test_the_trainer_logs_clean_beside_corrupted_and_stops_on_failed_rewards(fol
 
     def get(keys: Any, partition_id: str, select_fields: list[str]) -> Any:
         assert select_fields == ["extra_fields"]
-        return {"extra_fields": np.array([{"reward_extra_info": info} for info in infos], dtype=object)}
+        return {"extra_fields": [{"reward_extra_info": info} for info in infos]}
 
     monkeypatch.setattr(trainer_base.tq, "kv_batch_get", get)
     batch = SimpleNamespace(keys=["a", "b", "c", "d"], partition_id="train")

@@ -71,8 +71,10 @@ def noisy(base: type) -> Any:
             except RewardFunctionError as error:
                 if origin.validate:
                     raise
-                logger.error("%s", error)
-                failed = {"acc": math.nan, CLEAN_SCORE: math.nan, CORRUPTED: math.nan, REWARD_ERROR: str(error)}
+                # out of a Ray actor, as with verl's manager `remote`, it comes with the actor's traceback in its text
+                reason = str(getattr(error, "cause", error))
+                logger.error("%s", reason)
+                failed = {"acc": math.nan, CLEAN_SCORE: math.nan, CORRUPTED: math.nan, REWARD_ERROR: reason}
                 return {"reward_score": math.nan, "reward_extra_info": failed}
             return result
 

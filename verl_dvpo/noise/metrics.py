@@ -32,7 +32,9 @@ def install(trainer_module: ModuleType) -> None:
             stored = trainer_module.tq.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
             )
-            infos = [fields.get("reward_extra_info", {}) for fields in stored["extra_fields"].tolist()]
+            # TransferQueue gives a list, an array or a stack of NonTensorData, as its backend has it
+            rows = [getattr(fields, "data", fields) for fields in stored["extra_fields"]]
+            infos = [fields.get("reward_extra_info", {}) for fields in rows]
             metrics.update(noise_metrics(infos))
         return original(self, batch, metrics, *args, **kwargs)
 
