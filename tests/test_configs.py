@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
+from verl_dvpo import preflight
 from verl_dvpo.critic.config import FAMILIES, FamilyConfig, family_config
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -53,6 +54,13 @@ def test_every_algorithm_composes_on_verls_own_primary_config(algorithm):
     config = compose_config("ppo_trainer", f"+algorithm={algorithm}", "actor_rollout_ref.rollout.name=vllm")
     assert config.trainer.v1.trainer_mode == "dvpo_sync"
     OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("noise", names("noise"))
+def test_every_noise_composes(noise):
+    config = compose_config("dvpo_trainer", f"noise={noise}", "+task=demo")
+    preflight.check_noise(config)
+    assert config.reward.custom_reward_function.path == "pkg://verl_dvpo.demo.reward"
 
 
 @pytest.mark.parametrize("recipe", names("recipe"))

@@ -57,11 +57,12 @@ def test_good_configurations_pass(files, algorithm):
         ("actor_rollout_ref.model.path=/nowhere/model", ["actor_rollout_ref.model.path", "/nowhere/model"]),
         ("critic.model.path=./nowhere", ["critic.model.path", "./nowhere"]),
         ("critic.strategy=fsdp", ["critic.strategy", "fsdp2"]),
+        ("noise=flip noise.rate=1.5", ["noise.rate", "1.5"]),
     ],
 )
 def test_bad_values_name_field_value_and_remedy(files, override, words):
-    with pytest.raises(ValueError, match=r"critic|trainer|data|actor") as error:
-        check(files, override)
+    with pytest.raises(ValueError, match=r"critic|trainer|data|actor|noise") as error:
+        check(files, *override.split())
     for word in words:
         assert word in str(error.value)
 

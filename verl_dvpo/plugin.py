@@ -22,18 +22,21 @@ def _import(name: str) -> Callable[[ModuleType], None]:
     return hook
 
 
+def _install(name: str) -> Callable[[ModuleType], None]:
+    """Calls ``install(module)`` of our module ``name``."""
+
+    def hook(module: ModuleType) -> None:
+        importlib.import_module(name).install(module)
+
+    return hook
+
+
 def _register_search_path() -> None:
     from hydra.core.plugins import Plugins
 
     from verl_dvpo.hydra_plugin import VerlDvpoSearchPath
 
     Plugins.instance().register(VerlDvpoSearchPath)
-
-
-def _register_preflight(config_module: ModuleType) -> None:
-    from verl_dvpo import preflight
-
-    preflight.install(config_module)
 
 
 def _register_rollout_adapter(base: ModuleType) -> None:
@@ -62,7 +65,7 @@ def _on_cpu(function: str) -> Callable[[ModuleType], None]:
 # Module of verl -> what to do once it is there.
 HOOKS: tuple[tuple[str, Callable[[ModuleType], None]], ...] = (
     ("verl.plugin.platform.platform_manager", _import("verl_dvpo.cpu.platform")),
-    ("verl.utils.config", _register_preflight),
+    ("verl.utils.config", _install("verl_dvpo.preflight")),
     ("verl.utils.distributed", _on_cpu("use_gloo")),
     ("verl.workers.engine.fsdp.transformer_impl", _on_cpu("register_engines")),
     ("verl.workers.engine.fsdp.transformer_impl", _import("verl_dvpo.critic.fsdp")),
@@ -70,6 +73,9 @@ HOOKS: tuple[tuple[str, Callable[[ModuleType], None]], ...] = (
     ("verl.workers.rollout.replica", _register_rollout_replica),
     ("verl.trainer.ppo.core_algos", _import("verl_dvpo.estimator")),
     ("verl.trainer.ppo.v1.trainer_base", _import("verl_dvpo.trainer")),
+    ("verl.trainer.ppo.reward", _install("verl_dvpo.noise.manager")),
+    ("verl.experimental.agent_loop.agent_loop", _install("verl_dvpo.noise.rollout")),
+    ("verl.trainer.ppo.v1.trainer_base", _install("verl_dvpo.noise.metrics")),
 )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_dvpo.noise.config import check_config as check_noise
+
 TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
 CRITIC_PACKAGE = "verl_dvpo."
 
@@ -33,6 +35,7 @@ def install(config_module: Any) -> None:
 def check(config: DictConfig) -> None:
     """Raises ValueError, naming field, value and remedy, for what would fail later or train the wrong thing."""
     _check_platform(config)
+    check_noise(config)
     uses_estimator = config.algorithm.adv_estimator == "dvpo"
     uses_critic = str(config.critic.get("_target_", "")).startswith(CRITIC_PACKAGE)
     mode = config.trainer.v1.trainer_mode

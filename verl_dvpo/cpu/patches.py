@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What verl has no extension point for. ``verl_dvpo.plugin`` calls these only where VERL_PLATFORM=cpu."""
 
+import dataclasses
 import functools
 import os
 from types import ModuleType
@@ -31,7 +32,7 @@ def use_gloo(distributed: Any) -> None:
 
 
 def register_engines(fsdp: ModuleType) -> None:
-    """verl registers its FSDP engines for cuda and npu; FSDP2's run unchanged on the CPU.
+    """verl registers its FSDP engines for cuda and npu; FSDP2's run on the CPU but for one thing, see below.
 
     FSDP1 does not: it broadcasts a module's first state over an accelerator's backend only.
     """
@@ -41,4 +42,23 @@ def register_engines(fsdp: ModuleType) -> None:
         ("language_model", fsdp.FSDPEngineWithLMHead),
         ("value_model", fsdp.FSDPEngineWithValueHead),
     ):
-        EngineRegistry.register(model_type=model_type, backend="fsdp2", device="cpu")(engine)
+        EngineRegistry.register(model_type=model_type, backend="fsdp2", device="cpu")(without_offload(engine))
+
+
+def without_offload(engine: Any) -> Any:
+    """``engine`` without FSDP2's CPU offload, which pins memory for an accelerator that is not there.
+
+    verl asks for it for every reference policy (transformer_impl.py, line 462 of 0.9.1).
+    """
+
+    class CPUEngine(engine):
+        def _build_fsdp_module(self, module: Any) -> Any:
+            config = self.engine_config
+            self.engine_config = dataclasses.replace(config, forward_only=False, offload_policy=False)
+            try:
+                return super()._build_fsdp_module(module)
+            finally:
+                self.engine_config = config
+
+    CPUEngine.__name__ = CPUEngine.__qualname__ = f"CPU{engine.__name__}"
+    return CPUEngine

@@ -20,6 +20,8 @@ Averages over the update's L tokens, in the order of its sequences:
 - ``mean``.
 - ``blocks``: median of the means of 16 blocks of tokens.
 - ``gated``: the mean moved towards 0 by 2 standard errors, which come from the same 16 blocks.
+- ``signed``: the mean, and every constraint two-sided: μ = b. A one-sided multiplier relu(b) is positive on average when
+  b is noise around 0, and pushes for ever; a signed one averages out.
 
 Shapes: L tokens, M quantiles, K target samples.
 """
@@ -38,7 +40,7 @@ from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsemble
 from verl_dvpo.distributional.sorting import sort_samples
 
 STATISTICS = ("tail", "clipped", "capped", "median", "unbiased", "level")
-AVERAGES = ("mean", "blocks", "gated")
+AVERAGES = ("mean", "blocks", "gated", "signed")
 BLOCKS = 16
 GATE = 2.0
 CAP = 0.1
@@ -74,9 +76,10 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
             return constraint_multipliers(targets["old"], targets["targets"], mask, self.levels, self.loss_config)
         q, z = sort_samples(targets["old"]), sort_samples(targets["targets"])
         d = self.differences(q, z)
-        average = {"mean": lambda v: v.mean(-1), "blocks": _median_of_blocks, "gated": _gated_mean}[self.average]
+        average = {"blocks": _median_of_blocks, "gated": _gated_mean}.get(self.average, lambda v: v.mean(-1))
         b = average(torch.stack([d[name] for name in MULTIPLIERS]).double())
-        mu = {name: b[i] if name == "cvar" else b[i].relu() for i, name in enumerate(MULTIPLIERS)}
+        two_sided = MULTIPLIERS if self.average == "signed" else ("cvar",)
+        mu = {name: b[i] if name in two_sided else b[i].relu() for i, name in enumerate(MULTIPLIERS)}
         if self.statistic == "level":
             # The slope of a variance is twice a deviation: in units of the tail's own, all terms are free of units.
             low, up = tail_sizes(q.shape[-1], self.loss_config.alpha, self.loss_config.beta)
