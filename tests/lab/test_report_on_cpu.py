@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from verl_dvpo.lab import __main__ as command
-from verl_dvpo.lab.experiments import EXPERIMENTS, jobs, run
+from verl_dvpo.lab.experiments import DEFAULT, EXPERIMENTS, jobs, run
 from verl_dvpo.lab.process import bernoulli_walk
 from verl_dvpo.lab.report import markdown
 from verl_dvpo.lab.spread import fixed_point
@@ -51,8 +51,10 @@ def test_divergence_is_shown_not_averaged_away() -> None:
 
 
 def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
-    command.main(["--out", str(tmp_path), "--quick", "--updates", "2", "--only", "kappa", "--workers", "1"])
+    arguments = ["--out", str(tmp_path), "--quick", "--updates", "2", "--only", "kappa", "--workers", "1"]
+    command.main(arguments)
     result = json.loads((tmp_path / "lab.json").read_text())
+    runs = json.loads((tmp_path / "lab.json").read_text())["runs"]
     report = (tmp_path / "report.md").read_text()
     assert report == markdown(result)
     assert (tmp_path / "kappa.png").stat().st_size > 1000
@@ -63,7 +65,12 @@ def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
     table = report.split("### score, clean")[1].splitlines()
     row = next(line for line in table if line.startswith("| right, kappa 1 "))
     assert f"| {np.mean(values):.3f} ± {half:.3f} |" in row
-    (tmp_path / "report.md").unlink()
+    # What is there is not run again: a number put in its place stays.
+    result["runs"]["right, kappa 1|skewed|clean|2"]["metrics"]["crps_excess"] = [7.0, 7.0]
+    (tmp_path / "lab.json").write_text(json.dumps(result))
+    command.main([*arguments, "--resume"])
+    assert "| 7.000 ± 0.000 |" in (tmp_path / "report.md").read_text()
+    (tmp_path / "lab.json").write_text(json.dumps(result | {"runs": runs}))
     command.main(["--out", str(tmp_path), "--redraw"])
     assert (tmp_path / "report.md").read_text() == report
 
@@ -74,6 +81,7 @@ def test_every_experiment_names_critics_that_exist_and_runs_each_once() -> None:
     assert len(keys) == len(set(keys))
     # `quantile mc` is what its name says.
     assert {job.config.lam for job in found if job.critic == "quantile mc"} == {1.0}
+    assert len({job.key for job in jobs(DEFAULT[1:], TrainConfig(), [0, 1])} - set(keys)) == 0
     assert max(job.config.updates for job in found) == 10 * TrainConfig().updates
     assert all(len(job.seeds) == 3 for job in found if job.config.updates == 10 * TrainConfig().updates)
 
@@ -83,6 +91,9 @@ def test_bad_runs_are_refused() -> None:
         run(["nothing"], TrainConfig(), [0, 1])
     with pytest.raises(ValueError, match="at least 2"):
         run(["kappa"], TrainConfig(), [0])
+    earlier = {"meta": {"seeds": [0, 1, 2], "config": {}, "num_quantiles": 50, "num_heads": 3}, "runs": {}}
+    with pytest.raises(ValueError, match=r"seeds is \[0, 1\], but the earlier runs had \[0, 1, 2\]"):
+        run(["kappa"], TrainConfig(), [0, 1], done=earlier)
 
 
 def test_eq2_s_fixed_point_is_too_narrow_and_sample_replacement_s_is_not() -> None:

@@ -131,6 +131,28 @@ def test_averages_over_blocks() -> None:
     assert forms._gated_mean(noise + 1.0).item() == pytest.approx(1.0, abs=0.03)
 
 
+def test_multipliers_of_levels() -> None:
+    # q = 1..10, tails of 2 points, each with a standard deviation of 0.5; every target above q: F_z = 0.
+    family = registry.form("level", coef=registry.LEVEL_COEF)
+    config = DVPOLossConfig(kappa=0.0, alpha=0.2, beta=0.2, coef=family.loss_config.coef)
+    targets = {"old": torch.arange(10.0, 0.0, -1.0).expand(16, -1), "targets": torch.full((16, 4), 99.0)}
+    for average, one_sided in (("mean", True), ("signed", False)):
+        chosen = forms.ConstraintFormFamily(
+            statistic="level", average=average, num_heads=1, num_quantiles=10, levels="midpoint", loss=config
+        )
+        mu = chosen.multipliers(targets, torch.ones(16))
+        # cvar: −(0.05 + 0.15)/2; gain: (0.85 + 0.95)/2; shift: 0.5; shape_low: 0 − 0; shape_up: 1 − 1/3, over 2·0.5.
+        assert mu["cvar"].item() == pytest.approx(-0.1)
+        assert mu["gain"].item() == pytest.approx(0.9)
+        assert mu["shift"].item() == pytest.approx(0.5)
+        assert mu["shape_low"].item() == pytest.approx(0.0)
+        assert mu["shape_up"].item() == pytest.approx((1 - 1 / 3) / (2 * 0.5))
+        # The other way round only a two-sided constraint pulls.
+        below = chosen.multipliers({**targets, "targets": torch.full((16, 4), -99.0)}, torch.ones(16))
+        assert below["gain"].item() == pytest.approx(0.0 if one_sided else -0.1)
+        assert below["shift"].item() == pytest.approx(0.0 if one_sided else -0.5)
+
+
 def test_plain_form_is_the_core_s_and_bad_forms_are_refused() -> None:
     coef = registry.CONSTRAINT_COEF
     plain, core = registry.form("tail", coef=coef), registry.quantiles("eq2", coef=coef)

@@ -15,19 +15,21 @@ from .report import markdown
 from .training import MODELS, TrainConfig
 
 QUICK_UPDATES = 20
+NAMES = ("spread", *EXPERIMENTS)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    names = ("spread", *EXPERIMENTS)
     p = argparse.ArgumentParser(prog="python -m verl_dvpo.lab", description=__doc__)
     p.add_argument("--out", type=Path, required=True, help="folder for lab.json, report.md and the figures")
-    p.add_argument("--seeds", type=int, default=5, help="runs of everything, at least 2 (default 5)")
+    p.add_argument("--seeds", type=int, default=4, help="runs of everything, at least 2 (default 4)")
     p.add_argument("--quick", action="store_true", help="a look at whether it runs: 2 seeds, few updates, no findings")
-    p.add_argument("--only", nargs="+", choices=names, default=DEFAULT, metavar="NAME", help=f"of {', '.join(names)}")
+    p.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    p.add_argument("--all", action="store_true", help="every experiment; about twice the default's time")
     p.add_argument("--updates", type=int, help=f"critic updates of a run (default {TrainConfig().updates})")
     p.add_argument("--model", choices=sorted(MODELS), default="table", help="what stands for the backbone")
     p.add_argument("--workers", type=int, help="processes of one thread each (default: one per CPU)")
+    p.add_argument("--resume", action="store_true", help="keep the runs that DIR/lab.json has, and add what is missing")
     p.add_argument("--redraw", action="store_true", help="only the report and figures, from DIR/lab.json")
     return p
 
@@ -45,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.updates or args.quick:
             config = replace(config, updates=args.updates or QUICK_UPDATES)
         seeds = range(2 if args.quick else args.seeds)
+        done = json.loads(path.read_text()) if args.resume else None
         try:
-            result = run(args.only, config, seeds, workers=args.workers)
+            result = run(args.only or (NAMES if args.all else DEFAULT), config, seeds, workers=args.workers, done=done)
         except ValueError as error:
             p.error(str(error))
         path.write_text(json.dumps(result) + "\n")

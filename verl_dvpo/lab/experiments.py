@@ -51,6 +51,17 @@ class Experiment:
     seeds: int = 0
 
 
+def _term_rows(base: str) -> tuple[str, ...]:
+    return (
+        f"quantile {base}",
+        *(f"{base} + {term}" for term in TERMS),
+        f"{base} + all",
+        f"{base} + all, small",
+        *(f"{base} + signed {term}" for term in LEVEL_TERMS),
+        f"{base} + signed all",
+    )
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "families": Experiment("Every family and target kind", tuple(FAMILIES), _ALL),
     "kappa": Experiment(
@@ -59,18 +70,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         _CLEAN,
     ),
     "terms": Experiment(
-        "Each term at its default coefficient, against the quantile loss alone",
-        tuple(
-            name
-            for base in ("paper", "sr")
-            for name in (
-                f"quantile {base}",
-                *(f"{base} + {term}" for term in TERMS),
-                f"{base} + all",
-                *(f"{base} + level {term}" for term in LEVEL_TERMS if base == "sr"),
-                f"{base} + level all",
-            )
-        ),
+        "Each term at its default coefficient, against the quantile loss alone: kappa 0, midpoints, sample replacement",
+        _term_rows("sr"),
+        _CLEAN_AND_HEAVY,
+        baseline=True,
+    ),
+    "terms_paper": Experiment(
+        "Each term at its default coefficient, against the quantile loss alone: kappa 1, right levels, Eq 2",
+        _term_rows("paper"),
         _CLEAN_AND_HEAVY,
         baseline=True,
     ),
@@ -82,7 +89,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             for name in (
                 f"quantile {base}",
                 *(f"{base} + {statistic}, mean" for statistic in ("tail", "unbiased", "level")),
-                f"{base} + level x 5",
+                f"{base} + level, signed",
+                f"{base} + level x 5, signed",
             )
         ),
         _CLEAN_AND_HEAVY,
@@ -97,7 +105,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "long": Experiment(
         "Ten times the usual number of updates",
-        ("quantile sr", "dvpo", "dvpo_calibrated", "sr + level all"),
+        ("quantile sr", "dvpo", "paper + signed all", "dvpo_calibrated", "sr + level, mean", "sr + signed all"),
         (("bernoulli", "clean"), ("skewed", "heavy")),
         longer=10,
         seeds=3,
@@ -111,8 +119,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline=True,
     ),
 }
-#: What runs unless one asks for something else; `search` takes as long as half of the rest.
-DEFAULT = ("spread", *(name for name in EXPERIMENTS if name != "search"))
+#: What runs unless one asks for more.
+DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in ("terms_paper", "search")))
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,13 @@ def truth_row(process: str) -> dict[str, float]:
 
 
 def run(
-    names: Sequence[str], config: TrainConfig, seeds: Sequence[int], *, workers: int | None = None, quiet: bool = False
+    names: Sequence[str],
+    config: TrainConfig,
+    seeds: Sequence[int],
+    *,
+    workers: int | None = None,
+    done: dict | None = None,
+    quiet: bool = False,
 ) -> dict:
     """Runs the named experiments and returns what the report reads, ready for JSON.
 
@@ -185,17 +199,17 @@ def run(
         config: how each critic is trained.
         seeds: one run of everything for each.
         workers: processes of one thread each; None for one per CPU.
+        done: an earlier result with the same config and seeds, whose runs are taken over.
         quiet: no progress bar.
 
     Raises:
-        ValueError: an unknown experiment, or fewer than 2 seeds (no interval).
+        ValueError: an unknown experiment, fewer than 2 seeds (no interval), or `done` was trained otherwise.
     """
     unknown = sorted(set(names) - set(EXPERIMENTS) - {"spread"})
     if unknown:
         raise ValueError(f"unknown experiments {', '.join(unknown)}; allowed are spread, {', '.join(EXPERIMENTS)}")
     if len(seeds) < 2:
         raise ValueError(f"seeds are {list(seeds)}; an interval needs at least 2")
-    todo = list(jobs([name for name in names if name != "spread"], config, seeds))
     result: dict = {
         "meta": {
             "experiments": list(names),
@@ -208,6 +222,13 @@ def run(
         "runs": {},
         "spread": [],
     }
+    if done is not None:
+        for name in ("seeds", "config", "num_quantiles", "num_heads"):
+            if done["meta"][name] != result["meta"][name]:
+                raise ValueError(f"{name} is {result['meta'][name]}, but the earlier runs had {done['meta'][name]}")
+        result["runs"] = dict(done["runs"])
+    wanted = jobs([name for name in names if name != "spread"], config, seeds)
+    todo = [job for job in wanted if job.key not in result["runs"]]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_job, job): job.key for job in todo}
         fixed = pool.submit(run_spread, tuple(seeds)) if "spread" in names else None

@@ -27,6 +27,7 @@ def figures(result: dict, folder: Path) -> list[Path]:
         "kappa": _kappa,
         "runaway": _runaway,
         "terms": lambda r: _ratios(r, "terms"),
+        "terms_paper": lambda r: _ratios(r, "terms_paper"),
         "forms": lambda r: _ratios(r, "forms"),
         "search": lambda r: _ratios(r, "search"),
         "families": _families,
@@ -87,13 +88,15 @@ def _kappa(result: dict):
             ]
             _errorbar(axis, range(len(KAPPAS)), intervals, color=colour, marker=marker, label=f"{levels} levels")
         axis.set_xticks(range(len(KAPPAS)), [f"{kappa:g}" for kappa in KAPPAS])
-        axis.set(title=CONDITIONS[condition], xlabel="κ [reward]", ylim=(0, None))
+        axis.set(title=CONDITIONS[condition], xlabel="κ [reward]")
+    axes[0].set_ylim(0, None)
     axes[0].set_ylabel("error of V [reward]")
     axes[0].legend()
     return figure
 
 
 def _runaway(result: dict):
+    """Curves are means over seeds; bands run from the least to the greatest seed."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
     condition = EXPERIMENTS["runaway"].conditions[0]
     titles = {
@@ -114,16 +117,15 @@ def _runaway(result: dict):
 
 def _curve(axis, result: dict, critic: str, condition: tuple[str, str], longer: int = 1, **style) -> None:
     run = result["runs"][run_key(critic, *condition, result["meta"]["config"]["updates"] * longer)]
-    intervals = [t_interval(values) for values in zip(*run["curve"], strict=True)]
-    axis.plot(run["at"], [i.mean for i in intervals], **style)
-    floor = 1e-4  # the axis is logarithmic
-    low, high = [max(i.low, floor) for i in intervals], [i.high for i in intervals]
-    axis.fill_between(run["at"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+    curves = np.array(run["curve"])
+    axis.plot(run["at"], curves.mean(0), **style)
+    axis.fill_between(run["at"], curves.min(0), curves.max(0), color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _ratios(result: dict, name: str):
     experiment = EXPERIMENTS[name]
     rows = [critic for critic in experiment.critics if not critic.startswith("quantile ")]
+    colours = {"eq2": RED, "sr": BLUE, "paper": GREEN}
     height = 0.27 * len(rows) + 1.2
     figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(3.6 * len(experiment.conditions) + 2, height))
     for axis, condition in zip(axes, experiment.conditions, strict=True):
@@ -131,18 +133,19 @@ def _ratios(result: dict, name: str):
             target = critic.split(" ")[0]
             base = _metric(result, f"quantile {target}", condition, "v_error")
             interval = ratio_interval(_metric(result, critic, condition, "v_error"), base)
-            colour = {"eq2": RED, "sr": BLUE, "paper": GREEN}[target]
-            _errorbar(axis, [y], [interval], horizontal=True, color=colour, marker="o", markersize=4)
+            _errorbar(axis, [y], [interval], horizontal=True, color=colours[target], marker="o", markersize=4)
         axis.axvline(1.0, color="black", linewidth=1)
         axis.axvline(1.1, color=GREY, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [""] * len(rows))
         axis.set(title=CONDITIONS[condition], xlabel="error of V / quantile alone", ylim=(len(rows) - 0.5, -0.5))
-    handles = [
-        plt.Line2D([], [], color=RED, marker="o", label="Eq 2"),
-        plt.Line2D([], [], color=BLUE, marker="o", label="sample replacement"),
-        plt.Line2D([], [], color=GREEN, marker="o", label="paper: κ = 1, right levels, Eq 2"),
-        plt.Line2D([], [], color=GREY, linestyle="--", label="10 % more"),
-    ]
+    labels = {
+        "eq2": "κ = 0, midpoints, Eq 2",
+        "sr": "κ = 0, midpoints, sample replacement",
+        "paper": "κ = 1, right levels, Eq 2",
+    }
+    drawn = dict.fromkeys(critic.split(" ")[0] for critic in rows)
+    handles = [plt.Line2D([], [], color=colours[base], marker="o", label=labels[base]) for base in drawn]
+    handles.append(plt.Line2D([], [], color=GREY, linestyle="--", label="10 % more"))
     figure.legend(handles=handles, loc="lower center", ncol=4, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     return figure
@@ -177,7 +180,7 @@ def _families(result: dict):
 def _long(result: dict):
     experiment = EXPERIMENTS["long"]
     figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(5 * len(experiment.conditions), 3.8))
-    colours = dict(zip(experiment.critics, (GREY, GREEN, RED, BLUE), strict=True))
+    colours = dict(zip(experiment.critics, ("black", RED, ORANGE, GREEN, GREY, BLUE), strict=True))
     for axis, condition in zip(axes, experiment.conditions, strict=True):
         for critic in experiment.critics:
             _curve(axis, result, critic, condition, experiment.longer, color=colours[critic], label=critic)

@@ -20,8 +20,8 @@ Averages over the update's L tokens, in the order of its sequences:
 - ``mean``.
 - ``blocks``: median of the means of 16 blocks of tokens.
 - ``gated``: the mean moved towards 0 by 2 standard errors, which come from the same 16 blocks.
-- ``signed``: the mean, and every constraint two-sided: μ = b. A one-sided multiplier relu(b) is positive on average when
-  b is noise around 0, and pushes for ever; a signed one averages out.
+- ``signed``: the mean, and every constraint two-sided: μ = b. A one-sided multiplier relu(b) is positive on average
+  when b is noise around 0, and pushes for ever; a signed one averages out.
 
 Shapes: L tokens, M quantiles, K target samples.
 """

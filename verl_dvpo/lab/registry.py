@@ -95,7 +95,11 @@ FAMILIES: dict[str, Setup] = {
 
 KAPPAS = (0.0, 0.1, 1.0)
 CONSTRAINT_COEF = {name: DEFAULT_COEF[name] for name in CONSTRAINT_TERMS}
-STRONG_COEF = {name: 5 * value for name, value in CONSTRAINT_COEF.items()}
+#: Terms that the statistic `level` has a form of, and their coefficients.
+LEVEL_TERMS = ("cvar", "gain", "shift", "shape")
+LEVEL_COEF = {name: DEFAULT_COEF[name] for name in LEVEL_TERMS}
+#: With the statistic `tail`, what keeps the clean error of V within 10 % of the quantile loss alone.
+SMALL_COEF = {**DEFAULT_COEF, "cvar": 0.002, "shift": 0.01, "curvature": 0.0}
 FORMS = (
     *((statistic, "mean") for statistic in STATISTICS),
     ("tail", "blocks"),
@@ -103,9 +107,10 @@ FORMS = (
     ("unbiased", "blocks"),
     ("unbiased", "gated"),
     ("level", "gated"),
+    ("tail", "signed"),
+    ("unbiased", "signed"),
+    ("level", "signed"),
 )
-#: Those that `level` has a form of.
-LEVEL_TERMS = ("cvar", "gain", "shift", "shape")
 #: What the terms are added to. `paper` is what `dvpo` ships, `sr` what `dvpo_calibrated` does.
 BASES: dict[str, dict[str, Any]] = {
     "eq2": {"target": "eq2"},
@@ -125,15 +130,16 @@ def _ablations() -> dict[str, Setup]:
         made[f"quantile {base}"] = partial(quantiles, **settings)
         for term in TERMS:
             made[f"{base} + {term}"] = partial(quantiles, **settings, coef={term: DEFAULT_COEF[term]})
-        for term in LEVEL_TERMS:
-            made[f"{base} + level {term}"] = partial(form, "level", **settings, coef={term: DEFAULT_COEF[term]})
         made[f"{base} + all"] = partial(quantiles, **settings, coef=DEFAULT_COEF)
-        made[f"{base} + level all"] = partial(form, "level", **settings, coef=DEFAULT_COEF)
+        made[f"{base} + all, small"] = partial(quantiles, **settings, coef=SMALL_COEF)
         for statistic, average in FORMS:
-            made[f"{base} + {statistic}, {average}"] = partial(
-                form, statistic, average, **settings, coef=CONSTRAINT_COEF
-            )
-        made[f"{base} + level x 5"] = partial(form, "level", **settings, coef=STRONG_COEF)
+            coef = LEVEL_COEF if statistic == "level" else CONSTRAINT_COEF
+            made[f"{base} + {statistic}, {average}"] = partial(form, statistic, average, **settings, coef=coef)
+        signed = partial(form, "level", "signed", **settings)
+        made[f"{base} + level x 5, signed"] = partial(signed, coef={k: 5 * v for k, v in LEVEL_COEF.items()})
+        for term in LEVEL_TERMS:
+            made[f"{base} + signed {term}"] = partial(signed, coef={term: DEFAULT_COEF[term]})
+        made[f"{base} + signed all"] = partial(signed, coef={**DEFAULT_COEF, "curvature": 0.0})
         for label, terms in (("all", TERMS), ("shift", ("shift",))):
             for mode in ("token", "batch"):
                 made[f"{base} {mode}, {label} 0.1"] = partial(
