@@ -12,6 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import ray
@@ -54,9 +55,11 @@ def run(config: DictConfig, metrics: Path) -> float | None:
         environment = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
         config.ray_kwargs.ray_init.runtime_env.env_vars = {**environment, METRICS_ENV: str(metrics.resolve())}
     variables = dict(config.ray_kwargs.ray_init.runtime_env.env_vars)
-    runner = main_ppo.TaskRunnerV1.options(runtime_env={"env_vars": variables}) if ray.is_initialized() else None
+    runner: Any = main_ppo.TaskRunnerV1
+    if ray.is_initialized():
+        runner = runner.options(runtime_env={"env_vars": variables})
     try:
-        main_ppo.run_ppo(config, task_runner_class=runner or main_ppo.TaskRunnerV1)
+        main_ppo.run_ppo(config, task_runner_class=runner)
     finally:
         if ray.is_initialized():
             release()

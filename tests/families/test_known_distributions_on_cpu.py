@@ -78,7 +78,7 @@ NO_CONSTRAINTS = {"cvar": 0.0, "gain": 0.0, "shift": 0.0, "shape": 0.0}
 @pytest.fixture(scope="module")
 def flow() -> tuple[ValueFlowFamily, torch.Tensor]:
     """64 samples: a third of what 200 quantiles keep. Neither has constraints, which bend the tails of both."""
-    family = ValueFlowFamily(FlowConfig(num_noises=64, num_frequencies=64, coef=NO_CONSTRAINTS))
+    family = ValueFlowFamily(FlowConfig(coef=NO_CONSTRAINTS))
     return family, train(family)
 
 
@@ -95,7 +95,7 @@ def test_the_flow_is_nearly_as_close_to_the_truth_as_200_quantiles(flow):
 
 def test_32_samples_are_as_close_as_32_points_can_be():
     """The true quantiles at 32 midpoints are 0.026 from the heavy tails: 32 samples lose that, whoever learns them."""
-    family = ValueFlowFamily(FlowConfig(coef=NO_CONSTRAINTS))
+    family = ValueFlowFamily(FlowConfig(num_noises=32, num_frequencies=32, coef=NO_CONSTRAINTS))
     mine = distances(family.samples(train(family)))
     best = distances(rewards(np.tile((np.arange(32) + 0.5) / 32, (len(TRUTH), 1))))
     for name in TRUTH:
@@ -117,7 +117,11 @@ def test_one_step_goes_where_32_go(flow):
 @pytest.mark.parametrize("coupling", ["monotone", "independent"])
 def test_independent_coupling_collapses_and_monotone_coupling_does_not(coupling):
     """Each token's targets are K fresh draws; sorted, or in any order. Independent: v(ε,0) = E[Z] − ε (method)."""
-    family = ValueFlowFamily(FlowConfig(coupling="sorted", coef=dict.fromkeys(FLOW_TERMS, 0.0) | {"anchor": 1.0}))
+    family = ValueFlowFamily(
+        FlowConfig(
+            num_noises=32, num_frequencies=32, coupling="sorted", coef=dict.fromkeys(FLOW_TERMS, 0.0) | {"anchor": 1.0}
+        )
+    )
 
     def targets_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, torch.Tensor]:
         drawn = rewards(rng.random((len(TRUTH), TOKENS * 32))).reshape(-1, 32)
@@ -134,7 +138,11 @@ def test_independent_coupling_collapses_and_monotone_coupling_does_not(coupling)
 
 def test_sorted_targets_of_one_trajectory_are_independent_coupling(flow):
     """Why ``calibrated`` exists: an episode's reward is one number, so all K of a token's targets are the same."""
-    family = ValueFlowFamily(FlowConfig(coupling="sorted", coef=dict.fromkeys(FLOW_TERMS, 0.0) | {"anchor": 1.0}))
+    family = ValueFlowFamily(
+        FlowConfig(
+            num_noises=32, num_frequencies=32, coupling="sorted", coef=dict.fromkeys(FLOW_TERMS, 0.0) | {"anchor": 1.0}
+        )
+    )
     collapsed = family.samples(train(family)).std(-1, correction=0)
     calibrated = flow[0].samples(flow[1]).std(-1, correction=0)
     assert (collapsed < 0.65 * true_spreads()).all(), collapsed

@@ -79,16 +79,16 @@ def test_eulers_method(steps):
 def test_samples_ascend_and_their_mean_is_the_first_output():
     # Σ_k cos(πi(2k−1)/(2K)) = 0 for 0 < i < 2K, and the noises add up to 0.
     flow = ValueFlowFamily()
-    outputs = torch.randn(9, 96, generator=torch.Generator().manual_seed(3))
+    outputs = torch.randn(9, 192, generator=torch.Generator().manual_seed(3))
     samples = flow.samples(outputs)
-    assert samples.shape == (9, 32)
+    assert samples.shape == (9, 64)
     assert (samples.diff() >= 0).all()
     torch.testing.assert_close(flow.values_from_kept(flow.keep(outputs)), outputs[:, 0], rtol=0, atol=1e-5)
 
 
 def test_what_is_kept_is_a_third_of_the_outputs_and_of_what_200_quantiles_keep():
     flow = ValueFlowFamily()
-    assert flow.num_kept == flow.num_outputs / 3 == 32
+    assert flow.num_kept == flow.num_outputs / 3 == 64
     assert flow.num_kept <= 200 / 3
 
 
@@ -300,13 +300,13 @@ def test_a_collapse_is_told_where_rewards_vary():
 
 def test_an_unlearned_state_is_the_base_distribution_around_a_drawn_mean():
     flow = ValueFlowFamily()
-    weight, bias = torch.empty(96, 64), torch.empty(96)
+    weight, bias = torch.empty(192, 64), torch.empty(192)
     flow.init_head(weight, bias, torch.Generator().manual_seed(0))
     hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     outputs = hidden @ weight.T + bias
     mean = outputs[:, :1]
     assert (mean.abs() > 1e-3).all()
-    torch.testing.assert_close(flow.samples(outputs), base_noises(32, 0.7) + mean)
+    torch.testing.assert_close(flow.samples(outputs), base_noises(64, 0.7) + mean)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def without_offload(engine: Any) -> Any:
     """
 
     class CPUEngine(engine):
+        engine_config: Any
+
         def _build_fsdp_module(self, module: Any) -> Any:
             config = self.engine_config
             self.engine_config = dataclasses.replace(config, forward_only=False, offload_policy=False)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One head with D outputs per token on any transformers backbone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from verl_dvpo.distributional.families.base import ValueFamily
 HEAD_NAMES = ("score", "classifier")
 
 #: Of a two-layer head, by name.
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
 
 
 class ValueHead(nn.Linear):
@@ -31,7 +37,7 @@ class TwoLayerHead(nn.Module):
     def __init__(self, hidden_size: int, width: int, num_outputs: int, activation: str) -> None:
         super().__init__()
         self.hidden = ValueHead(hidden_size, width, dtype=torch.float32)
-        self.activation = ACTIVATIONS[activation]
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[activation]
         self.out = ValueHead(width, num_outputs, dtype=torch.float32)
 
     def forward(self, hidden: Tensor) -> Tensor:
