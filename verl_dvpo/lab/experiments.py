@@ -58,7 +58,7 @@ def _term_rows(base: str) -> tuple[str, ...]:
         f"{base} + all",
         f"{base} + all, small",
         *(f"{base} + signed {term}" for term in LEVEL_TERMS),
-        f"{base} + signed all",
+        f"{base} + proposed",
     )
 
 
@@ -105,7 +105,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "long": Experiment(
         "Ten times the usual number of updates",
-        ("quantile sr", "dvpo", "paper + signed all", "dvpo_calibrated", "sr + level, mean", "sr + signed all"),
+        ("quantile paper", "dvpo", "paper + all, small", "quantile sr", "dvpo_calibrated", "sr + proposed"),
+        (("bernoulli", "clean"), ("skewed", "heavy")),
+        longer=10,
+        seeds=3,
+    ),
+    "long_forms": Experiment(
+        "Ten times the usual number of updates: one-sided, gated and signed levels",
+        ("quantile sr", "sr + level, mean", "sr + level, gated", "sr + level, signed"),
         (("bernoulli", "clean"), ("skewed", "heavy")),
         longer=10,
         seeds=3,
@@ -120,7 +127,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
 }
 #: What runs unless one asks for more.
-DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in ("terms_paper", "search")))
+DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in ("terms_paper", "long_forms", "search")))
 
 
 @dataclass(frozen=True)

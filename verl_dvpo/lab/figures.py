@@ -31,7 +31,8 @@ def figures(result: dict, folder: Path) -> list[Path]:
         "forms": lambda r: _ratios(r, "forms"),
         "search": lambda r: _ratios(r, "search"),
         "families": _families,
-        "long": _long,
+        "long": lambda r: _long(r, "long"),
+        "long_forms": lambda r: _long(r, "long_forms"),
     }
     paths = []
     for name in result["meta"]["experiments"]:
@@ -177,14 +178,16 @@ def _families(result: dict):
     return figure
 
 
-def _long(result: dict):
-    experiment = EXPERIMENTS["long"]
+def _long(result: dict, name: str):
+    """Curves are means over seeds; bands run from the least to the greatest seed."""
+    experiment = EXPERIMENTS[name]
     figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(5 * len(experiment.conditions), 3.8))
-    colours = dict(zip(experiment.critics, ("black", RED, ORANGE, GREEN, GREY, BLUE), strict=True))
+    colours = ("black", RED, ORANGE, GREY, GREEN, BLUE)
     for axis, condition in zip(axes, experiment.conditions, strict=True):
-        for critic in experiment.critics:
-            _curve(axis, result, critic, condition, experiment.longer, color=colours[critic], label=critic)
+        for i, critic in enumerate(experiment.critics):
+            style = {"color": colours[i], "linestyle": ("-", "--")[i % 2], "label": critic}
+            _curve(axis, result, critic, condition, experiment.longer, **style)
         axis.set(title=CONDITIONS[condition], xlabel="updates", yscale="log")
     axes[0].set_ylabel("error of V [reward]")
-    axes[0].legend()
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

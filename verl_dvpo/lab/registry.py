@@ -98,6 +98,8 @@ CONSTRAINT_COEF = {name: DEFAULT_COEF[name] for name in CONSTRAINT_TERMS}
 #: Terms that the statistic `level` has a form of, and their coefficients.
 LEVEL_TERMS = ("cvar", "gain", "shift", "shape")
 LEVEL_COEF = {name: DEFAULT_COEF[name] for name in LEVEL_TERMS}
+#: With signed levels, what earns its place: `shape` does not, where returns are labels.
+PROPOSED_COEF = {**DEFAULT_COEF, "shape": 0.0, "curvature": 0.0}
 #: With the statistic `tail`, what keeps the clean error of V within 10 % of the quantile loss alone.
 SMALL_COEF = {**DEFAULT_COEF, "cvar": 0.002, "shift": 0.01, "curvature": 0.0}
 FORMS = (
@@ -139,7 +141,7 @@ def _ablations() -> dict[str, Setup]:
         made[f"{base} + level x 5, signed"] = partial(signed, coef={k: 5 * v for k, v in LEVEL_COEF.items()})
         for term in LEVEL_TERMS:
             made[f"{base} + signed {term}"] = partial(signed, coef={term: DEFAULT_COEF[term]})
-        made[f"{base} + signed all"] = partial(signed, coef={**DEFAULT_COEF, "curvature": 0.0})
+        made[f"{base} + proposed"] = partial(signed, coef=PROPOSED_COEF)
         for label, terms in (("all", TERMS), ("shift", ("shift",))):
             for mode in ("token", "batch"):
                 made[f"{base} {mode}, {label} 0.1"] = partial(
