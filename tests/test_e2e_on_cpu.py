@@ -54,6 +54,7 @@ def steps(demo: Path, folder: Path, *overrides: str) -> list[dict]:
         f"trainer.default_local_dir={folder}/checkpoints",
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+        "critic.ppo_mini_batch_size=4",
         "trainer.logger=[console]",
         "trainer.total_training_steps=2",
         "trainer.test_freq=2",

@@ -54,6 +54,7 @@ def check(config: DictConfig) -> None:
         )
     from verl.trainer.ppo.utils import need_critic
 
+    _check_mini_batches(config, need_critic(config))
     _check_data_files(config)
     _check_model(config.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", None)
     if need_critic(config):
@@ -73,6 +74,16 @@ def _check_critic(config: DictConfig, uses_critic: bool, mode: str) -> None:
     assert isinstance(settings, dict)
     family_config(**{str(name): value for name, value in settings.items() if name != "_target_"})
     _check_model(config.critic.model.path, "critic.model.path", backbone_kind)
+
+
+def _check_mini_batches(config: DictConfig, with_critic: bool) -> None:
+    """verl fills a batch up to whole mini-batches, and one of padding alone has no tokens: its loss is not a number."""
+    prompts = config.data.train_batch_size
+    fields = ["actor_rollout_ref.actor.ppo_mini_batch_size"] + ["critic.ppo_mini_batch_size"] * with_critic
+    for field in fields:
+        size = OmegaConf.select(config, field)
+        if prompts % size != 0:
+            raise ValueError(f"{field} is {size}; it must divide data.train_batch_size, which is {prompts}")
 
 
 def _check_data_files(config: DictConfig) -> None:

@@ -117,6 +117,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         longer=10,
         seeds=3,
     ),
+    "long_runaway": Experiment(
+        "Ten times the usual number of updates: one-sided terms per token and per batch",
+        tuple(
+            f"{base} {mode}, {label} 0.1"
+            for base, label in (("paper", "shift"), ("eq2", "shift"), ("sr", "all"))
+            for mode in ("token", "batch")
+        ),
+        _CLEAN,
+        longer=10,
+        seeds=3,
+    ),
     "search": Experiment(
         "Every form of the constraints that was tried",
         tuple(
@@ -126,8 +137,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline=True,
     ),
 }
-#: What runs unless one asks for more.
-DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in ("terms_paper", "long_forms", "search")))
+#: What runs only with `--all`, or by its name.
+EXTRA = ("terms_paper", "long_forms", "long_runaway", "search")
+DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in EXTRA))
 
 
 @dataclass(frozen=True)

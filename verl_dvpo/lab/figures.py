@@ -32,6 +32,7 @@ def figures(result: dict, folder: Path) -> list[Path]:
         "search": lambda r: _ratios(r, "search"),
         "families": _families,
         "long": lambda r: _long(r, "long"),
+        "long_runaway": lambda r: _long(r, "long_runaway"),
         "long_forms": lambda r: _long(r, "long_forms"),
     }
     paths = []
@@ -190,4 +191,5 @@ def _long(result: dict, name: str):
         axis.set(title=CONDITIONS[condition], xlabel="updates", yscale="log")
     axes[0].set_ylabel("error of V [reward]")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
     return figure
