@@ -48,11 +48,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = replace(config, updates=args.updates or QUICK_UPDATES)
         seeds = range(2 if args.quick else args.seeds)
         done = json.loads(path.read_text()) if args.resume else None
+        names = args.only or (NAMES if args.all else DEFAULT)
+
+        def save(so_far: dict) -> None:
+            unfinished = path.with_suffix(".part")
+            unfinished.write_text(json.dumps(so_far) + "\n")
+            unfinished.replace(path)
+
         try:
-            result = run(args.only or (NAMES if args.all else DEFAULT), config, seeds, workers=args.workers, done=done)
+            result = run(names, config, seeds, workers=args.workers, done=done, save=save)
         except ValueError as error:
             p.error(str(error))
-        path.write_text(json.dumps(result) + "\n")
+        save(result)
     (args.out / "report.md").write_text(markdown(result))
     for figure in figures(result, args.out):
         print(figure)

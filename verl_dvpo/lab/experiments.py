@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -88,9 +88,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             for base in BASES
             for name in (
                 f"quantile {base}",
-                *(f"{base} + {statistic}, mean" for statistic in ("tail", "unbiased", "level")),
+                f"{base} + tail, mean",
+                f"{base} + level, mean",
                 f"{base} + level, signed",
-                f"{base} + level x 5, signed",
             )
         ),
         _CLEAN_AND_HEAVY,
@@ -131,7 +131,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     "search": Experiment(
         "Every form of the constraints that was tried",
         tuple(
-            name for target in TARGETS for name in (f"quantile {target}", *(f"{target} + {s}, {a}" for s, a in FORMS))
+            name
+            for target in TARGETS
+            for name in (
+                f"quantile {target}",
+                *(f"{target} + {statistic}, {average}" for statistic, average in FORMS),
+                f"{target} + level x 5, signed",
+            )
         ),
         (("skewed", "clean"), ("skewed", "heavy")),
         baseline=True,
@@ -209,6 +215,7 @@ def run(
     *,
     workers: int | None = None,
     done: dict | None = None,
+    save: Callable[[dict], None] | None = None,
     quiet: bool = False,
 ) -> dict:
     """Runs the named experiments and returns what the report reads, ready for JSON.
@@ -219,6 +226,7 @@ def run(
         seeds: one run of everything for each.
         workers: processes of one thread each; None for one per CPU.
         done: an earlier result with the same config and seeds, whose runs are taken over.
+        save: called with the result so far after each run, so that a run that is cut short can be taken up.
         quiet: no progress bar.
 
     Raises:
@@ -254,6 +262,8 @@ def run(
         with tqdm(total=len(todo), desc="critic lab", unit="run", disable=quiet) as bar:
             for future in as_completed(waiting):
                 result["runs"][waiting[future]] = future.result()
+                if save is not None:
+                    save(result)
                 bar.update()
         if fixed is not None:
             result["spread"] = fixed.result()
