@@ -66,7 +66,7 @@ def run(config: DictConfig, metrics: Path) -> float | None:
     return last_score(metrics)
 
 
-def release(seconds: float = 60.0) -> None:
+def release(seconds: float = 180.0) -> None:
     """Takes back the placement groups of a finished run, whose actors end with them, so that another can start.
 
     Ray ends a run's actors some time after the last handle to its TaskRunner is gone; verl asks for the devices at
