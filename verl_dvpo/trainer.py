@@ -28,6 +28,30 @@ from verl.workers.utils.padding import response_to_nested
 #: The estimators that need values of our critic handed over by the trainer.
 ESTIMATORS = ("dvpo",)
 
+#: What engines of verl 0.9.1 read of a sample. A worker call that names no fields fetches all of them, and what the
+#: rollout keeps beside tensors (prompts as text, reward's ground truth, metrics) costs more than the model's passes do.
+MODEL_FIELDS = (
+    "input_ids",
+    "position_ids",
+    "attention_mask",
+    "prompts",
+    "responses",
+    "response_mask",
+    "loss_mask",
+    "routed_experts",
+)
+CRITIC_FIELDS = (*MODEL_FIELDS, "rm_scores", "token_level_rewards")
+ACTOR_FIELDS = (
+    *MODEL_FIELDS,
+    "advantages",
+    "old_log_probs",
+    "ref_log_prob",
+    "rollout_log_probs",
+    "rollout_is_weights",
+    "teacher_ids",
+    "teacher_logprobs",
+)
+
 
 class DistributionalCriticMixin(PPOTrainer):
     """The differences, on top of any of verl's trainers. ``base_mode`` is that trainer's own name."""
@@ -56,6 +80,27 @@ class DistributionalCriticMixin(PPOTrainer):
 
             workers: dict[Role, Any] = self.role_worker_mapping
             workers[Role.Critic] = ray.remote(DistributionalCriticWorker)
+
+    def _asking_for(self, batch: KVBatchMeta, fields: tuple[str, ...]) -> KVBatchMeta:
+        """``batch`` with the fields that the next worker call fetches; absent ones are passed over.
+
+        ``worker_fields`` of the trainer mode's settings adds to them, for losses and models of the user's own.
+        """
+        images = ("multi_modal_inputs",) if self.processor is not None else ()
+        batch.fields = list(dict.fromkeys((*fields, *images, *self.settings.get("worker_fields", ()))))
+        return batch
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._compute_old_log_prob(self._asking_for(batch, MODEL_FIELDS), metrics)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._compute_ref_log_prob(self._asking_for(batch, MODEL_FIELDS), metrics)
+
+    def _compute_values(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._compute_values(self._asking_for(batch, MODEL_FIELDS), metrics)
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._update_actor(self._asking_for(batch, ACTOR_FIELDS), metrics)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's own, but for the estimators that need values."""
@@ -130,7 +175,7 @@ class DistributionalCriticMixin(PPOTrainer):
             lam=self.config.algorithm.lam,
             global_steps=self.global_steps * self.parameter_sync_step + self.local_trigger_step,
         )
-        return super()._update_critic(batch, metrics)
+        return super()._update_critic(self._asking_for(batch, CRITIC_FIELDS), metrics)
 
 
 @register_trainer("dvpo_sync")

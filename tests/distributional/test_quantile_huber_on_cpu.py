@@ -134,6 +134,27 @@ def test_equals_pairwise_at_real_sizes(kappa, m, k):
     torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("edge", [0.0, 1e-3])
+def test_rows_inside_and_outside_the_zone_share_a_call(dtype, edge):
+    """A row whose samples are all within κ of its θ takes a shorter way; a sample exactly κ away, or just beyond, not."""
+    torch.manual_seed(4)
+    width = torch.logspace(-3, 1, 600)[:, None]
+    theta, z = width * torch.rand(600, 30), width * torch.rand(600, 41)
+    theta[::3, 0], z[::3, 0] = 0.25, 1.25 + edge
+    theta[1::3, 0], z[1::3, 0] = 0.75, -0.25 - edge
+    levels = quantile_levels(30, "right", dtype=torch.float64)
+    exact = theta.double().requires_grad_()
+    expected = naive.pairwise_loss(exact, z.double(), levels, 1.0)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    theta = theta.to(dtype).requires_grad_()
+    loss = quantile_huber_loss(theta, z.to(dtype), levels)
+    (gradient,) = torch.autograd.grad(loss.sum(), theta)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=tolerance * 1e-3)
+
+
 def test_small_differences_survive_large_values():
     """Values near 5000 that differ by 0.01: float32 holds them to 5e-4, and nothing more may be lost in the sums.
 

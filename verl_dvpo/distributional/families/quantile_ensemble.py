@@ -11,8 +11,9 @@ from verl_dvpo.distributional.constraints import constraint_multipliers
 from verl_dvpo.distributional.families.base import FamilyLoss, Reduce, ValueFamily
 from verl_dvpo.distributional.levels import quantile_levels
 from verl_dvpo.distributional.losses import dvpo_loss
-from verl_dvpo.distributional.metrics import crossing_fraction
+from verl_dvpo.distributional.metrics import crossing_fraction, population_std
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
+from verl_dvpo.distributional.sorting import sort_samples
 
 
 class QuantileEnsembleFamily(ValueFamily):
@@ -61,7 +62,7 @@ class QuantileEnsembleFamily(ValueFamily):
         return self.levels
 
     def samples(self, outputs: Tensor) -> Tensor:
-        return self._heads(outputs).mean(-2).sort(-1).values
+        return sort_samples(self._heads(outputs).mean(-2))
 
     def build_targets(
         self,
@@ -101,15 +102,15 @@ class QuantileEnsembleFamily(ValueFamily):
         """q10, q50, q90, spread (standard deviation over quantiles), crossing fraction, and the heads' disagreement."""
         heads = self._heads(outputs)
         quantiles = heads.mean(-2)
-        ascending = quantiles.sort(-1).values
+        ascending = sort_samples(quantiles)
         return {
             "quantile/q10": ascending[..., round(0.1 * (self.num_quantiles - 1))],
             "quantile/q50": ascending[..., round(0.5 * (self.num_quantiles - 1))],
             "quantile/q90": ascending[..., round(0.9 * (self.num_quantiles - 1))],
-            "quantile/spread": ascending.std(-1, correction=0),
+            "quantile/spread": population_std(ascending, -1),
             "quantile/crossing_fraction": crossing_fraction(quantiles),
-            "ensemble/std": heads.mean(-1).std(-1, correction=0),
-            "ensemble/quantile_std": heads.std(-2, correction=0).mean(-1),
+            "ensemble/std": population_std(heads.mean(-1), -1),
+            "ensemble/quantile_std": population_std(heads, -2).mean(-1),
         }
 
     def init_head(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:

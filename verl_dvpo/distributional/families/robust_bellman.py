@@ -8,6 +8,7 @@ from torch import Tensor
 
 from verl_dvpo.distributional.families.base import FamilyLoss, ValueFamily
 from verl_dvpo.distributional.families.scalar import clipped_squared_error, require_cliprange, require_heads
+from verl_dvpo.distributional.metrics import population_std
 from verl_dvpo.distributional.returns import distributional_gae
 
 
@@ -65,4 +66,4 @@ class RobustBellmanFamily(ValueFamily):
 
     def statistics(self, outputs: Tensor) -> dict[str, Tensor]:
         """The heads' disagreement: standard deviation over N, in units of reward."""
-        return {"ensemble/std": outputs.std(-1, correction=0)}
+        return {"ensemble/std": population_std(outputs, -1)}

@@ -15,6 +15,7 @@ from verl_dvpo.distributional.families.base import FamilyLoss, Reduce, ValueFami
 from verl_dvpo.distributional.families.scalar import clipped_squared_error, require_cliprange, require_heads
 from verl_dvpo.distributional.levels import quantile_levels
 from verl_dvpo.distributional.losses import head_consistency
+from verl_dvpo.distributional.metrics import population_std
 from verl_dvpo.distributional.returns import distributional_gae
 
 #: The terms of DVPO that mean something without a distribution.
@@ -111,4 +112,4 @@ class ScalarEnsembleFamily(ValueFamily):
 
     def statistics(self, outputs: Tensor) -> dict[str, Tensor]:
         """The heads' disagreement: standard deviation over N, in units of reward."""
-        return {"ensemble/std": outputs.std(-1, correction=0)}
+        return {"ensemble/std": population_std(outputs, -1)}

@@ -20,7 +20,7 @@ from verl_dvpo.distributional.families.flow_field import (
     noise_basis,
 )
 from verl_dvpo.distributional.levels import quantile_levels
-from verl_dvpo.distributional.metrics import crossing_fraction
+from verl_dvpo.distributional.metrics import crossing_fraction, population_std
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.distributional.sorting import count_below, sort_samples, sort_with_gradient
 
@@ -205,7 +205,7 @@ class ValueFlowFamily(ValueFamily):
             "quantile/q10": ascending[..., round(0.1 * last)],
             "quantile/q50": ascending[..., round(0.5 * last)],
             "quantile/q90": ascending[..., round(0.9 * last)],
-            "quantile/spread": ascending.std(-1, correction=0),
+            "quantile/spread": population_std(ascending, -1),
             "quantile/crossing_fraction": crossing_fraction(points),
         }
         if self.config.euler_steps > 1:
