@@ -2,8 +2,10 @@
 """Every YAML that ships composes, from another directory, into configurations that verl and we accept."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -94,8 +96,45 @@ def test_shipped_defaults_are_the_dataclasses_defaults():
     default = family_config("quantile_ensemble")
     shipped = family_of(config)
     assert shipped.build().loss_config == default.build().loss_config
-    for name in ("num_heads", "num_quantiles", "levels", "target", "lam", "rows_per_chunk", "keep_on"):
-        assert getattr(shipped, name) == getattr(default, name), name
+    for field in fields(default):
+        if field.name != "coef":  # compared above, with what the loss fills in
+            assert getattr(shipped, field.name) == getattr(default, field.name), field.name
+
+
+def test_the_scalar_ensemble_ships_the_coefficients_of_dvpo():
+    shipped = family_of(compose_config("dvpo_trainer", "algorithm=ppo_ensemble"))
+    assert shipped.build().loss_config == family_config("scalar_ensemble").build().loss_config
+    dvpo = family_config("quantile_ensemble").build().loss_config
+    assert all(shipped.coef[name] == dvpo.coef[name] for name in ("shift", "consistency"))
+
+
+def test_the_calibrated_critic_ships_the_defaults_of_its_constraints():
+    """Midpoints, pinball, sample replacement, violations in levels; everything else is `dvpo`'s."""
+    shipped = family_of(compose_config("dvpo_trainer", "algorithm=dvpo_calibrated"))
+    own = {"levels": "midpoint", "kappa": 0.0, "target": "sample_replacement", "constraint_statistics": "level"}
+    expected = family_config("quantile_ensemble", **own)
+    assert shipped.build().loss_config == expected.build().loss_config
+    plain = family_of(compose_config("dvpo_trainer", "algorithm=dvpo"))
+    for field in fields(shipped):
+        if field.name != "coef":
+            assert getattr(shipped, field.name) == own.get(field.name, getattr(plain, field.name)), field.name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["critic.dvpo.levels=right"], "constraint_statistics is 'level', but levels is 'right'"),
+        (["critic.dvpo.constraint=token"], "constraint_statistics is 'level', but constraint is 'token'"),
+        (["critic.dvpo.coef.shape=0.02"], "constraint_statistics is 'level', but coef.shape is 0.02"),
+        (["critic.dvpo.coef.curvature=0.1"], "constraint_statistics is 'level', but coef.curvature is 0.1"),
+        (["critic.dvpo.constraint_statistics=rank"], "constraint_statistics is 'rank'; it must be one of value, level"),
+    ],
+)
+def test_constraints_in_levels_are_checked_where_the_configuration_is(overrides, message):
+    """Raised by the typed section, which verl builds before it starts Ray."""
+    config = compose_config("dvpo_trainer", "algorithm=dvpo_calibrated", *overrides)
+    with pytest.raises(ValueError, match=re.escape(f"critic.dvpo.{message}")):
+        family_of(config)
 
 
 def test_the_command_line_finds_it_from_any_directory(tmp_path):

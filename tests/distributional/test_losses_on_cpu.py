@@ -258,7 +258,7 @@ def test_multipliers_of_more_rows_than_one_chunk(monkeypatch):
     q, z, mask = torch.randn(4, 25, 8), torch.randn(4, 25, 8), torch.rand(4, 25) < 0.6
     levels, config = quantile_levels(8), DVPOLossConfig()
     whole = constraint_multipliers(q, z, mask, levels, config)
-    monkeypatch.setattr("verl_dvpo.distributional.constraints._CHUNK", 56)  # seven rows
+    monkeypatch.setattr("verl_dvpo.distributional.constraints._CHUNK_CPU", 56)  # seven rows
     cut = constraint_multipliers(q, z, mask, levels, config)
     assert all(cut[name].item() == pytest.approx(whole[name].item(), rel=1e-12) for name in MULTIPLIERS)
 
@@ -277,7 +277,7 @@ def test_nan_shows_in_the_total_of_its_token(where, mode):
     theta, z = torch.randn(3, 2, 10), torch.randn(3, 10)
     (theta[1, 0] if where == "quantiles" else z[1])[4] = math.nan
     theta.requires_grad_()
-    config = DVPOLossConfig(constraint=mode)
+    config = DVPOLossConfig(constraint=mode, coef=dict.fromkeys(TERMS, 0.1))
     given = {name: torch.tensor(0.1) for name in MULTIPLIERS}
     total = dvpo_loss(theta, z, quantile_levels(10), config, given).total
     total.sum().backward()
@@ -315,7 +315,7 @@ def test_coefficient_zero_skips_the_work(monkeypatch):
 
 def test_bfloat16_and_empty_batches():
     theta, z = torch.randn(4, 2, 10).bfloat16().requires_grad_(), torch.randn(4, 12).bfloat16()
-    config = DVPOLossConfig(constraint="token")
+    config = DVPOLossConfig(constraint="token", coef=dict.fromkeys(TERMS, 0.1))
     found = dvpo_loss(theta, z, quantile_levels(10), config)
     same = dvpo_loss(theta.detach().float(), z.float(), quantile_levels(10), config)
     assert found.total.dtype == torch.float32
@@ -327,11 +327,12 @@ def test_bfloat16_and_empty_batches():
     assert empty.total.shape == (0,)
 
 
-def test_shipped_defaults_are_those_of_the_method():
+def test_shipped_defaults_are_those_of_the_method_and_of_the_critic_lab():
     config = DVPOLossConfig()
-    assert (config.kappa, config.alpha, config.beta, config.constraint) == (1.0, 0.1, 0.1, "batch")
+    assert (config.kappa, config.alpha, config.beta) == (1.0, 0.1, 0.1)
+    assert (config.constraint, config.constraint_statistics) == ("batch", "value")
     assert config.coef == {
-        "risk": 0.1, "cvar": 0.02, "gain": 0.02, "shift": 0.02, "shape": 0.02, "curvature": 0.02, "consistency": 0.1
+        "risk": 0.1, "cvar": 0.002, "gain": 0.02, "shift": 0.01, "shape": 0.02, "curvature": 0.0, "consistency": 0.1
     }  # fmt: skip
     assert DVPOLossConfig(coef={"risk": 0.0}).coef == {**config.coef, "risk": 0.0}
 

@@ -137,7 +137,7 @@ def test_equals_pairwise_at_real_sizes(kappa, m, k):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("edge", [0.0, 1e-3])
 def test_rows_inside_and_outside_the_zone_share_a_call(dtype, edge):
-    """A row whose samples are all within κ of its θ takes a shorter way; a sample exactly κ away, or just beyond, not."""
+    """A row whose samples are all within κ of its θ takes a shorter way; one κ away, or just beyond, does not."""
     torch.manual_seed(4)
     width = torch.logspace(-3, 1, 600)[:, None]
     theta, z = width * torch.rand(600, 30), width * torch.rand(600, 41)

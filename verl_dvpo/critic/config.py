@@ -98,7 +98,10 @@ class QuantileEnsembleConfig(FamilyConfig):
         beta: share of the upper tail, in (0, 0.5].
         risk_temperature: > 0; how fast the weight of a level falls as the level rises, in the term ``risk``.
         constraint: ``batch`` (ours) or ``token`` (the paper's literal reading).
-        coef: term -> coefficient >= 0; 0 switches the term off. Terms left out keep their defaults.
+        constraint_statistics: ``value`` or ``level`` (ours): in which unit a constraint's violation is measured;
+            ``level`` needs ``levels: midpoint`` and ``constraint: batch``, and has no `shape` and no `curvature`.
+        coef: term -> coefficient >= 0; 0 switches the term off. Terms left out keep their defaults, which are others
+            with ``level``.
     """
 
     num_heads: int = 3
@@ -110,6 +113,7 @@ class QuantileEnsembleConfig(FamilyConfig):
     beta: float = 0.1
     risk_temperature: float = 1.0
     constraint: str = "batch"
+    constraint_statistics: str = "value"
     coef: dict[str, float] = field(default_factory=dict)
 
     def build(self) -> QuantileEnsembleFamily:
@@ -117,24 +121,23 @@ class QuantileEnsembleConfig(FamilyConfig):
         at_least("num_quantiles", self.num_quantiles, 1)
         one_of("levels", self.levels, ("right", "midpoint"))
         one_of("target", self.target, ("quantile_gae", "sample_replacement"))
-        try:
+        with prefixed():
             loss = DVPOLossConfig(
                 kappa=self.kappa,
                 alpha=self.alpha,
                 beta=self.beta,
                 risk_temperature=self.risk_temperature,
                 constraint=self.constraint,
+                constraint_statistics=self.constraint_statistics,
                 coef=dict(self.coef),
             )
-        except ValueError as error:
-            raise ValueError(f"{PREFIX}.{error}") from None
-        return QuantileEnsembleFamily(
-            num_heads=self.num_heads,
-            num_quantiles=self.num_quantiles,
-            levels=self.levels,
-            target=self.target,
-            loss=loss,
-        )
+            return QuantileEnsembleFamily(
+                num_heads=self.num_heads,
+                num_quantiles=self.num_quantiles,
+                levels=self.levels,
+                target=self.target,
+                loss=loss,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,10 @@ Each is a difference d(q) between a statistic of the critic's distribution q and
 be zero; the others should not be positive. `shape` and `curvature` have a lower and an upper part, so there are seven
 differences in all.
 
+With `constraint: batch` the targets enter a token's term only through its multiplier. `constraint_statistics: level`
+changes no more than that: the multipliers of `cvar`, `gain` and `shift` come from `level_differences`, which are in
+units of a level, and are two-sided.
+
 Shapes: M quantiles, K target samples, L tokens, "..." any leading shape.
 """
 
@@ -15,10 +19,10 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from ._checks import as_compute, tail_size
-from .config import CONSTRAINT_TERMS, DVPOLossConfig
+from .config import CONSTRAINT_TERMS, LEVEL_TERMS, DVPOLossConfig, check_level_statistics
 from .levels import check_levels, read_at
 from .quantile_huber import check_points
-from .sorting import sort_samples, sort_with_gradient
+from .sorting import count_below, count_tied, sort_samples, sort_with_gradient
 
 # The differences that make up each term.
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +35,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 MULTIPLIERS = tuple(part for name in CONSTRAINT_TERMS for part in PARTS[name])
 
 # Rows × points that `constraint_multipliers` sorts at a time: it sees a whole update, a copy of which would be large.
-_CHUNK = 1 << 22
+# On a CPU temporaries stay in the cache: at M = 200 0.5 µs a token instead of 1.0 (with levels 1.9 instead of 4.9).
+_CHUNK_CPU = 1 << 19
+_CHUNK_ACCELERATOR = 1 << 22
 
 
 def constraint_terms(
@@ -45,8 +51,10 @@ def constraint_terms(
     """The constraint terms of one token each, before their coefficients.
 
     With multipliers μ (`constraint: batch`, ours) a term is Σ 2·μ·d(q) over its parts: the gradient step of
-    relu(mean d)². Without (`constraint: token`, the papers' literal reading): d² for `cvar`, relu(d)² for `gain`,
-    Σ relu(d) for the others.
+    relu(mean d)². So it is where μ counts levels (`constraint_statistics: level`, ours): of d(q) only the part in q has
+    a gradient, 2·μ·mean low(q) for `cvar`, −2·μ·mean up(q) for `gain`, −2·μ·mean q for `shift`, and the constant beside
+    it makes the reported term 0 at a perfect fit. Without (`constraint: token`, the papers' literal reading): d² for
+    `cvar`, relu(d)² for `gain`, Σ relu(d) for the others.
 
     Args:
         quantiles: (..., M) q, the head-averaged quantiles.
@@ -131,6 +139,40 @@ def tail_curvature(tail: torch.Tensor) -> torch.Tensor:
     return tail.diff(n=2, dim=-1).abs().mean(-1)
 
 
+def level_differences(
+    q: torch.Tensor, z: torch.Tensor, levels: torch.Tensor, config: DVPOLossConfig
+) -> dict[str, torch.Tensor]:
+    """`cvar`, `gain` and `shift` in units of a level (ours), with F_z(q_j) the share of z below q_j, ties half.
+
+    cvar: mean over the lower tail of F_z(q_j) − τ_j. gain: mean over the upper tail of τ_j − F_z(q_j). shift: mean over
+    all j of τ_j − F_z(q_j). Where `constraint_differences` compares a tail with that of one token's z, which is one
+    trajectory's and too narrow, the mean of these over tokens is 0 once q are the quantiles of what z is drawn from;
+    and each is inside [−1, 1], so that no outlier counts for more than one sample.
+
+    Args:
+        q: (R, M) ascending.
+        z: (R, K) ascending, same dtype.
+        levels: (M,) τ.
+        config: tail shares.
+
+    Returns:
+        part -> (R,); NaN for a row that is not finite.
+    """
+    below = count_below(z, q)
+    tied = count_tied(z, q, below)
+    number = below.number if tied is None else torch.add(below.number, tied, alpha=0.5)
+    # Counts do not show a NaN or an infinity; the ends of a sorted row do.
+    ends = torch.stack([v[:, i] for v in (q, z) for i in (0, -1)])
+    broken = ends.mul_(0.0).sum(0)
+    size, tau = q.shape[-1], levels.to(q)
+    low, up = slice(tail_size(config.alpha, size)), slice(size - tail_size(config.beta, size), size)
+
+    def excess(part: slice) -> torch.Tensor:
+        return number[:, part].mean(-1) / z.shape[-1] - tau[part].mean() + broken
+
+    return {"cvar": excess(low), "gain": -excess(up), "shift": -excess(slice(size))}
+
+
 @torch.no_grad()
 def constraint_multipliers(
     old_quantiles: torch.Tensor,
@@ -142,6 +184,9 @@ def constraint_multipliers(
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The multipliers of `constraint: batch` (ours): μ = b for `cvar`, relu(b) for the rest, b = mean of d(θ_old).
+
+    With `constraint_statistics: level` (ours) d are the `level_differences`, and μ = b for all: where b is noise around
+    0, relu(b) is positive on average and would push for ever.
 
     The mean runs over all valid tokens of the update. With `reduce` it runs over all ranks too: sums and the count are
     reduced before the mean and the relu, so the result does not depend on how tokens are spread over ranks.
@@ -155,14 +200,18 @@ def constraint_multipliers(
         reduce: sums one 1-D float64 tensor over ranks and returns it (in place or not).
 
     Returns:
-        {cvar, gain, shift, shape_low, shape_up, curvature_low, curvature_up} -> float64 scalar; all zero if no token
-        is valid anywhere.
+        {cvar, gain, shift, shape_low, shape_up, curvature_low, curvature_up}, or {cvar, gain, shift} of levels ->
+        float64 scalar; all zero if no token is valid anywhere.
 
     Raises:
-        ValueError: shapes that do not agree, M or K = 0, levels not ascending in (0, 1].
+        ValueError: shapes that do not agree, M or K = 0, levels not ascending in (0, 1], a level of 1 with
+            `constraint_statistics: level`.
     """
     check_points(old_quantiles, targets)
     check_levels(levels, old_quantiles.shape[-1])
+    count_levels = config.constraint_statistics == "level"
+    if count_levels:
+        check_level_statistics(float(levels[-1]), config)
     if mask.shape != targets.shape[:-1]:
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}; with targets {tuple(targets.shape)} it must be "
@@ -171,15 +220,23 @@ def constraint_multipliers(
     old_quantiles, targets = as_compute("old_quantiles", old_quantiles), as_compute("targets", targets)
     q = old_quantiles.reshape(-1, old_quantiles.shape[-1])
     z = targets.reshape(-1, targets.shape[-1])
+    dtype = torch.promote_types(q.dtype, z.dtype)
     valid = mask.reshape(-1) != 0
-    sums = torch.zeros(len(MULTIPLIERS) + 1, dtype=torch.float64, device=q.device)
-    rows = max(1, _CHUNK // max(q.shape[1], z.shape[1]))
+    parts = LEVEL_TERMS if count_levels else MULTIPLIERS
+    sums = torch.zeros(len(parts) + 1, dtype=torch.float64, device=q.device)
+    chunk = _CHUNK_CPU if q.device.type == "cpu" else _CHUNK_ACCELERATOR
+    rows = max(1, chunk // max(q.shape[1], z.shape[1]))
     for start in range(0, q.shape[0], rows):
         block = slice(start, start + rows)
-        d = constraint_differences(sort_samples(q[block]), sort_samples(z[block]), levels, config, CONSTRAINT_TERMS)
-        stacked = torch.stack([d[part].double() for part in MULTIPLIERS] + [torch.ones_like(d["cvar"]).double()])
+        qs, zs = sort_samples(q[block]).to(dtype), sort_samples(z[block]).to(dtype)
+        if count_levels:
+            d = level_differences(qs, zs, levels, config)
+        else:
+            d = constraint_differences(qs, zs, levels, config, CONSTRAINT_TERMS)
+        stacked = torch.stack([d[part].double() for part in parts] + [torch.ones_like(d["cvar"]).double()])
         sums += torch.where(valid[block], stacked, 0.0).sum(-1)
     if reduce is not None:
         sums = reduce(sums)
     means = sums[:-1] / sums[-1].clamp(min=1.0)
-    return {part: means[i] if part == "cvar" else means[i].relu() for i, part in enumerate(MULTIPLIERS)}
+    two_sided = parts if count_levels else ("cvar",)
+    return {part: means[i] if part in two_sided else means[i].relu() for i, part in enumerate(parts)}

@@ -13,10 +13,10 @@ FIELD_TERMS = ("anchor", "flow_matching", "straightness")
 FLOW_CONSTRAINTS = ("cvar", "gain", "shift", "shape")
 FLOW_TERMS = FIELD_TERMS + FLOW_CONSTRAINTS
 
-#: The anchor's pull has a slope of `step`, where DVPO's pinball has one of 1: so the constraints weigh 1/20 of DVPO's.
-#: On 9 fair ±1 steps with a terminal reward (spec, section 3; sample replacement, λ = 0.95) a table of flows gets V to
-#: within 0.006 and the distribution to a W1 of 0.016; 0.004 and 0.009 without `flow_matching`, 0.017 and 0.055 with ten
-#: times as much of it. A table of 50 quantiles: 0.005 and 0.008.
+#: The anchor's pull has a slope of `step`, where DVPO's pinball has one of 1: so the constraints weigh 1/20 of the 0.02
+#: that spec section 4 starts from. On 9 fair ±1 steps with a terminal reward (spec, section 3; sample replacement,
+#: λ = 0.95) a table of flows gets V to within 0.006 and the distribution to a W1 of 0.016; 0.004 and 0.009 without
+#: `flow_matching`, 0.017 and 0.055 with ten times as much of it. A table of 50 quantiles: 0.005 and 0.008.
 FLOW_COEF: Mapping[str, float] = MappingProxyType(
     {
         "anchor": 1.0,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from verl_dvpo.distributional.config import CONSTRAINT_TERMS, DVPOLossConfig
+from verl_dvpo.distributional.config import CONSTRAINT_TERMS, DVPOLossConfig, check_level_statistics
 from verl_dvpo.distributional.constraints import constraint_multipliers
 from verl_dvpo.distributional.families.base import FamilyLoss, Reduce, ValueFamily
 from verl_dvpo.distributional.levels import quantile_levels
@@ -27,7 +27,8 @@ class QuantileEnsembleFamily(ValueFamily):
         loss: the eight terms and their coefficients.
 
     Raises:
-        ValueError: a count below 1, or an unknown kind of levels or target.
+        ValueError: a count below 1, an unknown kind of levels or target, or ``right`` levels with constraints in units
+            of a level (``constraint_statistics: level``).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class QuantileEnsembleFamily(ValueFamily):
         self.target = target
         self.loss_config = loss or DVPOLossConfig()
         self.levels = quantile_levels(num_quantiles, levels, dtype=torch.float32)
+        check_level_statistics(float(self.levels[-1]), self.loss_config)
 
     def _heads(self, outputs: Tensor) -> Tensor:
         """(..., D) -> (..., N, M)."""
