@@ -29,9 +29,16 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _study(parser: argparse.ArgumentParser) -> None:
+    from verl_dvpo.study.commands import add_arguments
+
+    add_arguments(parser)
+
+
 COMMANDS = {
     "demo-data": (_demo_data, "make the demo's model and data"),
     "demo": (_demo, "train on the demo on this machine's CPU"),
+    "study": (_study, "run a matrix of algorithms, noises, tasks and seeds, and report on it"),
 }
 
 

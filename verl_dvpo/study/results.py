@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a study's folder back: what is finished, what is not, and every validation score as a table."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from verl_dvpo.study.config import Study
+from verl_dvpo.study.plan import Run, plan
+from verl_dvpo.study.runner import FINISHED, read_metrics, read_record, scores
+
+COLUMNS = ["algorithm", "noise", "kind", "rate", "task", "seed", "step", "source", "in_domain", "score"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has brought so far.
+
+    Attributes:
+        study: the study.
+        table: one row for each finished run, step of validation and data source, with `COLUMNS`.
+        finished: records of the finished runs.
+        failed: records of the failed ones.
+        missing: names of the runs that have not ended.
+    """
+
+    study: Study
+    table: pd.DataFrame
+    finished: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    missing: list[str]
+
+    def final(self) -> pd.DataFrame:
+        """The rows of each run's last step."""
+        return self.table[self.table["step"] == self.study.steps]
+
+
+def load_results(folder: str | Path) -> Results:
+    """Reads the study in `folder`, which may have been moved since it ran.
+
+    Raises:
+        ValueError: there is no study, or none of its runs is finished.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / "study.json").is_file():
+        raise ValueError(f"{folder} holds no study: study.json is missing")
+    content = json.loads((folder / "study.json").read_text())
+    study = Study.from_json({**content, "out": str(folder)})
+    rows: list[tuple[Any, ...]] = []
+    finished, failed, missing = [], [], []
+    for run in plan(study):
+        record = read_record(run)
+        if record is None:
+            missing.append(run.name)
+        elif record["status"] != FINISHED:
+            failed.append(record)
+        else:
+            finished.append(record)
+            rows += _rows(run)
+    if not finished:
+        raise ValueError(f"no run of the study in {folder} is finished: {len(failed)} failed, {len(missing)} to come")
+    return Results(study, pd.DataFrame(rows, columns=COLUMNS), finished, failed, missing)
+
+
+def _rows(run: Run) -> list[tuple[Any, ...]]:
+    fixed = (run.algorithm.name, run.noise.name, run.noise.kind, run.noise.rate, run.task.name, run.seed)
+    return [
+        (*fixed, record["step"], source, source in run.task.in_domain, score)
+        for record in read_metrics(run.metrics)
+        for source, score in scores(record).items()
+    ]

