@@ -29,6 +29,12 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _domains(parser: argparse.ArgumentParser) -> None:
+    from verl_dvpo.domains.commands import add_arguments
+
+    add_arguments(parser)
+
+
 def _study(parser: argparse.ArgumentParser) -> None:
     from verl_dvpo.study.commands import add_arguments
 
@@ -38,6 +44,7 @@ def _study(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "demo-data": (_demo_data, "make the demo's model and data"),
     "demo": (_demo, "train on the demo on this machine's CPU"),
+    "domains": (_domains, "make the three domains' data and the model that serves them all"),
     "study": (_study, "run a matrix of algorithms, noises, tasks and seeds, and report on it"),
 }
 

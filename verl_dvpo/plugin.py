@@ -52,6 +52,10 @@ def _register_rollout_replica(replica: ModuleType) -> None:
     replica.RolloutReplicaRegistry.register("vllm_cpu", load)
 
 
+def _register_dialogue(agent_loop: ModuleType) -> None:
+    agent_loop._agent_loop_registry["dialogue_agent"] = {"_target_": "verl_dvpo.domains.agent_loop.DialogueAgentLoop"}
+
+
 def _on_cpu(function: str) -> Callable[[ModuleType], None]:
     """Calls ``verl_dvpo.cpu.patches.<function>`` where the CPU platform was asked for, and nothing elsewhere."""
 
@@ -76,6 +80,7 @@ HOOKS: tuple[tuple[str, Callable[[ModuleType], None]], ...] = (
     ("verl.trainer.ppo.v1.trainer_base", _import("verl_dvpo.trainer")),
     ("verl.trainer.ppo.reward", _install("verl_dvpo.noise.manager")),
     ("verl.experimental.agent_loop.agent_loop", _install("verl_dvpo.noise.rollout")),
+    ("verl.experimental.agent_loop.agent_loop", _register_dialogue),
     ("verl.trainer.ppo.v1.trainer_base", _install("verl_dvpo.noise.metrics")),
 )
 
