@@ -65,10 +65,9 @@ def _row(side: pd.DataFrame, algorithm: str, reference: str, group: list[tuple[s
         return row
     mine = [scores[seeds].to_numpy() for scores, seeds in zip(strata, common, strict=True)]
     theirs = [scores[seeds].to_numpy() for scores, seeds in zip(others, common, strict=True)]
-    compare: dict[str, Callable[..., Estimate]] = {
-        "difference": paired_difference,
-        "probability": probability_of_improvement,
-    }
+    compare: dict[str, Callable[..., Estimate]] = {"difference": paired_difference}
+    if all(len(seeds) > 1 for seeds in common):  # one pair is won or lost, which is no probability
+        compare["probability"] = probability_of_improvement
     for name, function in compare.items():
         row |= _columns(name, function(mine, theirs))
     return row
