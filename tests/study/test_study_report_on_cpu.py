@@ -15,7 +15,7 @@ from verl_dvpo.cli import main
 from verl_dvpo.study.plan import plan
 from verl_dvpo.study.report import write_report
 from verl_dvpo.study.results import load_results
-from verl_dvpo.study.runner import run_study, write_json
+from verl_dvpo.study.runner import read_record, run_study, write_json
 from verl_dvpo.study.statistics import interquartile_mean, paired_difference, probability_of_improvement
 from verl_dvpo.study.summary import curves, summarise
 
@@ -188,8 +188,16 @@ def test_the_report_has_tables_csv_and_every_figure(study, capsys):
     runs = pd.read_csv(folder / "runs.csv")
     assert len(runs) == 30
     assert set(runs["status"]) == {"finished"}
+    assert "different versions" not in text
     for path in folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_different_versions_are_not_mixed_silently(study):
+    for run in plan(study)[:2]:
+        write_json(run.record, {**read_record(run), "versions": {"verl": "0.9.2"}})
+    text = (write_report(study.out) / "report.md").read_text()
+    assert "made by 2 different versions of the software" in text
 
 
 def test_figures_that_a_study_has_no_axis_for_are_not_drawn(out):

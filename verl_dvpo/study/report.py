@@ -5,6 +5,7 @@ Nothing in ``report.md``, ``summary.csv``, ``curves.csv`` and the figures depend
 study ran; wall times and versions are in ``runs.csv``.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str
         "condition they reach from the lowest run to the highest.",
         "",
     ]
+    made_by = {json.dumps(record["versions"], sort_keys=True) for record in results.finished}
+    if len(made_by) > 1:
+        lines += [f"**The runs were made by {len(made_by)} different versions of the software: see runs.csv.**", ""]
     for domain, title in (("in", "In-domain scores"), ("out", "Out-of-domain scores")):
         side = summary[summary["domain"] == domain]
         if side.empty:

@@ -238,9 +238,10 @@ def _following(run: Run, bar: tqdm) -> Iterator[None]:
     """Moves the bar along with the run's metrics."""
     start, over = bar.n, threading.Event()
     bar.set_description(run.name)
+    seconds = 1.0 if bar.fp.isatty() else 30.0  # a file gets a line each time
 
     def follow() -> None:
-        while not over.wait(1.0):
+        while not over.wait(seconds):
             step = max((record["step"] for record in read_metrics(run.metrics)), default=0)
             bar.n = start + min(step, run.steps)
             bar.refresh()
