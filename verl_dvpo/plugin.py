@@ -71,6 +71,7 @@ HOOKS: tuple[tuple[str, Callable[[ModuleType], None]], ...] = (
     ("verl.plugin.platform.platform_manager", _import("verl_dvpo.cpu.platform")),
     ("verl.utils.config", _install("verl_dvpo.preflight")),
     ("verl.utils.distributed", _on_cpu("use_gloo")),
+    ("verl.utils.seqlen_balancing", _on_cpu("skip_single_partitions")),
     ("verl.utils.torch_functional", _on_cpu("use_whole_batch_log_probs")),
     ("verl.workers.engine.fsdp.transformer_impl", _on_cpu("register_engines")),
     ("verl.workers.engine.fsdp.transformer_impl", _import("verl_dvpo.critic.fsdp")),

@@ -104,8 +104,9 @@ class DistributionalCriticMixin(PPOTrainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's own, but for the estimators that need values."""
-        self._check_rewards(batch)
         if self.config.algorithm.adv_estimator not in ESTIMATORS:
+            scores = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
+            self._check_rewards(batch, scores["rm_scores"].to_padded_tensor(0.0))
             return super()._compute_advantage(batch, metrics)
 
         # 1. fetch (B, T) fields only
@@ -114,6 +115,7 @@ class DistributionalCriticMixin(PPOTrainer):
         jagged_mask = stored["response_mask"]
         data = DataProto(batch=stored.to_padded_tensor())
         data.non_tensor_batch["uid"] = np.array(data.batch.pop("uid").tolist(), dtype=object)
+        self._check_rewards(batch, data.batch["rm_scores"])
 
         # 2. rewards, with the KL penalty where asked for
         outputs = ["advantages", "returns"]
@@ -156,10 +158,8 @@ class DistributionalCriticMixin(PPOTrainer):
         data.batch = corrected.batch
         return ["response_mask"] + (["rollout_is_weights"] if "rollout_is_weights" in data.batch else [])
 
-    def _check_rewards(self, batch: KVBatchMeta) -> None:
-        """Raises ValueError naming the samples whose reward is not a finite number."""
-        stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
-        scores = stored["rm_scores"].to_padded_tensor(0.0)
+    def _check_rewards(self, batch: KVBatchMeta, scores: torch.Tensor) -> None:
+        """Raises ValueError naming the samples whose reward, in ``scores`` (B, T), is not a finite number."""
         bad = ~torch.isfinite(scores).all(dim=-1)
         if bad.any():
             uids = [key for key, is_bad in zip(batch.keys, bad.tolist(), strict=True) if is_bad]

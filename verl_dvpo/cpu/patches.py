@@ -48,6 +48,23 @@ def use_whole_batch_log_probs(torch_functional: ModuleType) -> None:
     torch_functional.logprobs_from_logits_v2 = log_probs  # type: ignore[attr-defined]
 
 
+def skip_single_partitions(seqlen_balancing: ModuleType) -> None:
+    """One partition holds everything, in order.
+
+    verl/utils/seqlen_balancing.py, line 253 of 0.9.1, runs the Karmarkar-Karp heuristic for that too: for 256
+    sequences 0.05 s, for the batch and again for each pass with dynamic batch sizes.
+    """
+    original = seqlen_balancing.get_seqlen_balanced_partitions
+
+    @functools.wraps(original)
+    def partitions(seqlen_list: Any, k_partitions: int, equal_size: bool) -> list[list[int]]:
+        if k_partitions == 1 and len(seqlen_list) > 0:
+            return [list(range(len(seqlen_list)))]
+        return original(seqlen_list, k_partitions, equal_size)
+
+    seqlen_balancing.get_seqlen_balanced_partitions = partitions  # type: ignore[attr-defined]
+
+
 def register_engines(fsdp: ModuleType) -> None:
     """verl registers its FSDP engines for cuda and npu; FSDP2's run on the CPU but for one thing, see below.
 

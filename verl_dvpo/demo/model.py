@@ -9,10 +9,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     """The architecture, sized for two CPU cores; `head_dim` is the smallest that vLLM's CPU attention supports."""
     return Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        hidden_size=192,
+        intermediate_size=448,
+        num_hidden_layers=2,
+        num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=128,

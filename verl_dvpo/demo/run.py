@@ -6,6 +6,7 @@ The run is verl's own, in a process of its own; this module only reads the metri
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,7 +88,7 @@ def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> 
         f"hydra.run.dir={paths.folder / 'hydra'}",
         *overrides,
     ]
-    print(f"log of everything: {paths.log}\n$ {' '.join(command[1:])}\n")
+    print(f"log of everything: {paths.log}\n$ {' '.join(['python', *command[1:]])}\n", flush=True)
     environment = {
         **os.environ,
         "VERL_PLATFORM": "cpu",
@@ -99,18 +100,25 @@ def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> 
     started = time.monotonic()
     with open(paths.log, "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        before = signal.signal(signal.SIGTERM, _exit)  # so that the training below ends too
         try:
             show(follow(paths.metrics, process))
         finally:
             if process.poll() is None:
                 process.terminate()
             status = process.wait()
+            signal.signal(signal.SIGTERM, before)
     if status == 0:
         status = summarise(paths, time.monotonic() - started)
     if status != 0:
         print(f"\nthe run failed with exit status {status}; the end of {paths.log}:\n", file=sys.stderr)
         print("\n".join(paths.log.read_text(errors="replace").splitlines()[-25:]), file=sys.stderr)
     return status
+
+
+def _exit(number: int, frame: Any) -> None:
+    """A signal handler that lets `finally` clauses run."""
+    sys.exit(128 + number)
 
 
 def follow(metrics: Path, process: subprocess.Popen) -> Iterator[dict[str, Any]]:

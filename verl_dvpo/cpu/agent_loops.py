@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agent loops with less Python per sample: ``rollout.agent.agent_loop_manager_class`` of ``platform=cpu``.
+
+Around a small model on a small machine that Python, 7 ms a sample, costs more than the generation. Of verl 0.9.1:
+
+- each sample is written to TransferQueue by itself (trainer/ppo/v1/agent_loop_tq.py, line 222), with four messages and
+  a tensordict of one row, and each prompt's status twice (lines 110 and 143). Here, what is to be written within a few
+  milliseconds is written together; a caller still goes on only when its own sample is stored.
+- each sample is sent to a reward worker and back (experimental/agent_loop/agent_loop.py, line 1026). Here the same
+  reward manager scores in this process, unless a reward model is served elsewhere.
+- each sample's agent loop is made by Hydra from a merged configuration (the same file, line 683). Here a registered
+  class, whose configuration is its name and nothing else, is called.
+- each sample asks an actor for a server and tells it when done (workers/rollout/llm_server.py, lines 72 and 88). Here
+  that is asked once, where there is one server.
+"""
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Hashable
+from types import SimpleNamespace
+from typing import Any
+
+import hydra
+import ray
+from verl.experimental.agent_loop import agent_loop
+from verl.experimental.reward_loop import RewardLoopWorker
+from verl.trainer.ppo.v1 import agent_loop_tq
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.workers.rollout.llm_server import LLMServerClient
+
+#: Seconds that a write waits for company.
+WAIT = 0.005
+
+
+class Gatherer:
+    """Collects items of one event loop and hands them over in lists, one list at a time per group.
+
+    Args:
+        write: takes a group and its items; what it raises, every waiting caller of that list gets.
+        wait: seconds between the first item and the writing of it and all that came since.
+    """
+
+    def __init__(self, write: Callable[[Any, list[Any]], Awaitable[None]], wait: float = WAIT) -> None:
+        self._write = write
+        self._wait = wait
+        self._waiting: defaultdict[Hashable, list[tuple[Any, asyncio.Future[None]]]] = defaultdict(list)
+        self._writers: dict[Hashable, asyncio.Task[None]] = {}
+
+    async def put(self, group: Hashable, item: Any) -> None:
+        """Returns when the item is written."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting[group].append((item, done))
+        if group not in self._writers:
+            self._writers[group] = asyncio.create_task(self._drain(group))
+        await done
+
+    async def _drain(self, group: Hashable) -> None:
+        await asyncio.sleep(self._wait)
+        while taken := self._waiting.pop(group, []):
+            try:
+                await self._write(group, [item for item, _ in taken])
+            except Exception as error:
+                for done in (done for _, done in taken if not done.done()):
+                    done.set_exception(error)
+            else:
+                for done in (done for _, done in taken if not done.done()):
+                    done.set_result(None)
+        del self._writers[group]
+
+
+class GatheredQueue:
+    """Stands for the module ``transfer_queue`` where verl's agent loops write to it."""
+
+    def __init__(self, queue: Any, to_tensordict: Callable[[list[dict[str, Any]]], Any]) -> None:
+        self._queue = queue
+        self._to_tensordict = to_tensordict
+        self._samples = Gatherer(self._write_samples)
+        self._statuses = Gatherer(self._write_statuses)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    async def async_kv_batch_put(
+        self, keys: list[str], fields: list[dict[str, Any]], tags: list[dict[str, Any]], partition_id: str
+    ) -> None:
+        """As the queue's own, with rows as dictionaries; rows with the same fields are written together."""
+        for key, row, tag in zip(keys, fields, tags, strict=True):
+            await self._samples.put((partition_id, frozenset(row)), (key, row, tag))
+
+    async def async_kv_put(self, key: str, partition_id: str, tag: dict[str, Any]) -> None:
+        """As the queue's own, for tags only."""
+        await self._statuses.put(partition_id, (key, tag))
+
+    async def _write_samples(self, group: tuple[str, frozenset[str]], items: list[Any]) -> None:
+        keys, rows, tags = zip(*items, strict=True)
+        await self._queue.async_kv_batch_put(
+            keys=list(keys), fields=self._to_tensordict(list(rows)), tags=list(tags), partition_id=group[0]
+        )
+
+    async def _write_statuses(self, partition_id: str, items: list[Any]) -> None:
+        keys, tags = zip(*items, strict=True)
+        await self._queue.async_kv_batch_put(keys=list(keys), tags=list(tags), partition_id=partition_id)
+
+
+class InProcess:
+    """Stands for a Ray actor's method: ``remote`` returns the coroutine itself."""
+
+    def __init__(self, method: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = method
+
+
+class InProcessReward:
+    """Stands for the handle of a reward worker."""
+
+    def __init__(self, config: Any) -> None:
+        self.compute_score = InProcess(RewardLoopWorker(config).compute_score)
+
+
+def make_agent_loop(config: Any, **kwargs: Any) -> Any:
+    """``hydra.utils.instantiate``, without Hydra where the configuration names a class and nothing else."""
+    if set(config) == {"_target_"}:
+        return hydra.utils.get_class(config["_target_"])(**kwargs)
+    return hydra.utils.instantiate(config=config, **kwargs)
+
+
+class OneServerClient(LLMServerClient):
+    """verl's client where there is one server: no balancing."""
+
+    _server: tuple[str, Any] | None = None
+
+    async def _acquire_server(self, request_id: str, **extra: Any) -> tuple[str, Any]:
+        if self._server is None:
+            self._server = await super()._acquire_server(request_id, **extra)
+        return self._server
+
+    def _release_server(self, server_id: str, request_id: str | None = None) -> None:
+        pass
+
+
+def has_one_server(config: Any) -> bool:
+    """Whether all training processes together make one rollout server."""
+    rollout = config.actor_rollout_ref.rollout
+    world = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    parts = [rollout.get(f"{name}_parallel_size") or 1 for name in ("tensor_model", "data", "pipeline_model")]
+    return bool(world == math.prod(parts))
+
+
+class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # type: ignore[name-defined]
+    """verl's worker with what the module's head says. In a process of its own: verl's modules are changed in it."""
+
+    config: Any
+    llm_client: Any
+    reward_loop_worker_handles: list[Any] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        queue: Any = agent_loop_tq
+        queue.tq = GatheredQueue(agent_loop_tq.tq, agent_loop_tq.list_of_dict_to_tensordict)
+        queue.list_of_dict_to_tensordict = list  # rows stay dictionaries until they are written
+        loops: Any = agent_loop
+        loops.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=make_agent_loop))
+        if self.reward_loop_worker_handles is not None and not self.config.reward.reward_model.enable:
+            self.reward_loop_worker_handles = [InProcessReward(self.config)]
+        if type(self.llm_client) is LLMServerClient and has_one_server(self.config):
+            self.llm_client.__class__ = OneServerClient
+
+
+class CPUAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager with :class:`CPUAgentLoopWorker`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(CPUAgentLoopWorker)
