@@ -29,13 +29,14 @@ class Run:
     """One element of a study's matrix.
 
     Attributes:
-        folder: where it leaves its traces; absolute.
-        steps, test_freq: as in the study.
+        study: name of the study.
+        out: folder of the study; absolute.
         base: overrides that all runs share.
+        steps, test_freq: as in the study.
     """
 
     study: str
-    folder: Path
+    out: Path
     base: tuple[str, ...]
     algorithm: Algorithm
     noise: Noise
@@ -48,6 +49,11 @@ class Run:
     def name(self) -> str:
         """Unique within the study."""
         return f"{self.algorithm.name}__{self.noise.name}__{self.task.name}__s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it leaves its traces."""
+        return self.out / "runs" / self.name
 
     @property
     def metrics(self) -> Path:
@@ -79,12 +85,11 @@ class Run:
 
 def plan(study: Study) -> list[Run]:
     """All runs of a study. Seeds come first and algorithms last, so that a study cut short compares what it has."""
-    out = study.out.absolute()
-    runs = []
-    for seed, task, noise, algorithm in itertools.product(study.seeds, study.tasks, study.noises, study.algorithms):
-        run = Run(
+    axes = itertools.product(study.seeds, study.tasks, study.noises, study.algorithms)
+    return [
+        Run(
             study=study.name,
-            folder=out,
+            out=study.out.absolute(),
             base=study.base,
             algorithm=algorithm,
             noise=noise,
@@ -93,8 +98,8 @@ def plan(study: Study) -> list[Run]:
             steps=study.steps,
             test_freq=study.test_freq,
         )
-        runs.append(Run(**{**run.__dict__, "folder": out / "runs" / run.name}))
-    return runs
+        for seed, task, noise, algorithm in axes
+    ]
 
 
 def compose(run: Run) -> DictConfig:
