@@ -20,7 +20,6 @@ from verl_dvpo.demo.__main__ import main as demo_data
 pytestmark = pytest.mark.e2e
 
 QUANTILES = ["critic/quantile/q10", "critic/quantile/q50", "critic/quantile/q90", "critic/quantile/crossing_fraction"]
-TERMS = ("quantile", "risk", "cvar", "gain", "shift", "shape", "curvature", "consistency")
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +82,45 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
     ].keys()
     assert records[0]["critic/grad_norm"] > 0
     if algorithm == "dvpo":
-        expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in TERMS)]
+        coef = compose_config("dvpo_trainer", "algorithm=dvpo").critic.dvpo.coef
+        terms = ["quantile", *(term for term, value in coef.items() if value > 0)]
+        assert len(terms) >= 6
+        expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in terms)]
         assert set(expected) <= records[0].keys()
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(demo, tmp_path):
     """Two steps and one more, with a KL penalty in the reward, against the checkpoint's own record of where it is."""
-    kl = "algorithm.use_kl_in_reward=true"
-    _, first, second = steps(demo, tmp_path, "algorithm=dvpo", "trainer.save_freq=2", kl)
+    kl = ["algorithm.use_kl_in_reward=true", "algorithm.rollout_correction.bypass_mode=false"]
+    _, first, second = steps(demo, tmp_path, "algorithm=dvpo", "trainer.save_freq=2", *kl)
+    assert first["training/rollout_probs_diff_max"] < 1e-5  # sampler and trainer are one model
     assert "actor/reward_kl_penalty" in first
     assert second["critic/rewards/mean"] != second["critic/score/mean"]  # the policy has left its reference
     assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "2"
-    resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3", kl)
+    resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3", *kl)
     trained = [record["training/global_step"] for record in resumed if "training/global_step" in record]
     assert trained == [3]
+
+
+def test_noise_is_in_the_training_and_not_in_the_validation(demo, tmp_path):
+    """Every label flipped: what the critic sees is one minus what was deserved, for every sample."""
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, **kwargs):\n"
+        "    return float(len(solution_str) % 3 == 0)\n"
+    )
+    before, *records = steps(
+        demo,
+        tmp_path,
+        "algorithm=ppo",
+        "noise=flip",
+        "noise.rate=1.0",
+        f"reward.custom_reward_function.path={reward}",
+    )
+    for record in records:
+        assert record["critic/score/mean"] == pytest.approx(1.0 - record["noise/clean_score/mean"])
+        assert record["noise/corrupted/mean"] == 1.0
+    assert not any(name.startswith("noise/") for name in before)
 
 
 def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
