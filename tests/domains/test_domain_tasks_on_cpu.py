@@ -89,8 +89,7 @@ def read_question(prompt: str) -> tuple[str, str, dict[str, str]]:
         substance, _, name = question.partition(": what ")
     else:
         name, _, substance = question.partition(" of ")
-    words = rest.split()
-    return substance, name, dict(zip(words[::2], words[1::2], strict=True))
+    return substance, name, {letter: choice for choice, letter in (word.split("=") for word in rest.split())}
 
 
 def test_the_truth_follows_from_the_knowledge_and_choices_hold_it_once():
@@ -128,14 +127,17 @@ def test_a_worked_answer_by_hand_and_what_the_reward_says_of_others():
     value = knowledge.laws[kind, "heat"]
     others = [each for each in PROPERTIES["heat"] if each != value][:2]
     question = Question(substance, "heat", (others[0], value, others[1]))
-    assert question.prompt == f"heat of {substance}? a {others[0]} b {value} c {others[1]}"
+    assert question.prompt == f"heat of {substance}? {others[0]}=a {value}=b {others[1]}=c"
     assert Question(substance, "heat", (), True).prompt == f"{substance}: what heat?"
-    response = f"{substance} {kind},{kind} {value};b"
+    response = f"{substance} {kind},{kind} {value}=b;b"
     assert science.work(knowledge, question) == response
     assert science.score(response, "b") == {"score": 1.0, "acc": 1.0, "well_formed": 1.0}
     for wrong in (response[:-1] + "c", response[:-1], response + " ", "b", response.replace(";", ",")):
         assert science.score(wrong, "b")["score"] == 0.0
     assert science.score("b", "b")["well_formed"] == 0.0
+    short = Question(substance, "heat")
+    assert science.work(knowledge, short) == f"{substance} {kind},{kind} {value};{value}"
+    assert science.score(science.work(knowledge, short), value)["score"] == 1.0
 
 
 def test_the_science_teacher_errs_where_it_has_learned_wrongly():

@@ -2,7 +2,7 @@
 """Questions about a made-up chemistry: substances belong to classes, and classes have properties.
 
 ``heat of bax?`` is answered ``bax metal,metal glows;glows``: a fact about the substance, a law about its class, the
-answer. ``heat of bax? a boils b glows c melts`` is answered with a letter, ``...;b``. Which substance is what, and
+answer. ``heat of bax? boils=a glows=b melts=c`` is answered with a letter, ``bax metal,metal glows=b;b``. Which substance is what, and
 which class does what, is drawn once with the seed (`Knowledge`), and the teacher that demonstrates has learned some
 laws and some facts wrongly.
 
@@ -41,7 +41,7 @@ NUM_SHIFTED = 10
 #: Substances of which the teacher takes the class wrongly, and laws that it takes wrongly.
 NUM_SHAKY_SUBSTANCES, NUM_SHAKY_LAWS = 4, 9
 LETTERS = "abcd"
-_RESPONSE = re.compile(r"[a-z ,]*;([a-z]+)")
+_RESPONSE = re.compile(r"[a-z ,=]*;([a-z]+)")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Question:
     def prompt(self) -> str:
         """For example ``heat of bax?``, shifted ``bax: what heat?``, and the choices behind it."""
         text = f"{self.substance}: what {self.name}?" if self.shifted else f"{self.name} of {self.substance}?"
-        return " ".join([text, *(f"{LETTERS[i]} {choice}" for i, choice in enumerate(self.choices))])
+        return " ".join([text, *(f"{choice}={LETTERS[i]}" for i, choice in enumerate(self.choices))])
 
     def answer(self, value: str) -> str:
         """How the answer `value` is given: itself, or its letter; itself also where it is not among the choices."""
@@ -125,7 +125,9 @@ def work(knowledge: Knowledge, question: Question, teacher: "Teacher | None" = N
     """The worked response; without a teacher every step is right."""
     kind = knowledge.class_of[question.substance] if teacher is None else teacher.class_of(question.substance)
     value = knowledge.laws[kind, question.name] if teacher is None else teacher.law(kind, question.name)
-    return f"{question.substance} {kind},{kind} {value};{question.answer(value)}"
+    # the choice is repeated with its letter behind it, as it stands in the question
+    step = f"{value}={question.answer(value)}" if value in question.choices else value
+    return f"{question.substance} {kind},{kind} {step};{question.answer(value)}"
 
 
 class Teacher:

@@ -34,7 +34,7 @@ class DomainsConfig:
         slip: their probability in [0, 1] of an error anywhere else.
     """
 
-    steps: int = 1500
+    steps: int = 600
     batch_size: int = 64
     learning_rate: float = 3e-3
     habit: float = 0.75
