@@ -2,9 +2,9 @@
 """Questions about a made-up chemistry: substances belong to classes, and classes have properties.
 
 ``heat of bax?`` is answered ``bax metal,metal glows;glows``: a fact about the substance, a law about its class, the
-answer. ``heat of bax? boils=a glows=b melts=c`` is answered with a letter, ``bax metal,metal glows=b;b``. Which substance is what, and
-which class does what, is drawn once with the seed (`Knowledge`), and the teacher that demonstrates has learned some
-laws and some facts wrongly.
+answer. ``heat of bax? boils=a glows=b melts=c`` is answered with a letter, ``bax metal,metal glows=b;b``. Which
+substance is what, and which class does what, is drawn once with the seed (`Knowledge`), and the teacher that
+demonstrates has learned some laws and some facts wrongly.
 
 Held out of training are a fifth of the pairs (substance, property), which are the validation, and a quarter of the
 substances, which are the shifted validation, asked in other words and with one choice more.
