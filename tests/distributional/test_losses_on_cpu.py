@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import pathlib
+import re
 
 import naive
 import numpy as np
@@ -20,6 +22,7 @@ from verl_dvpo.distributional import (
     dvpo_loss,
     quantile_levels,
 )
+from verl_dvpo.distributional.losses import head_consistency
 
 
 def only(*names, value=1.0):
@@ -222,6 +225,42 @@ def test_batch_gradient_is_that_of_the_squared_violation():
         (expected,) = torch.autograd.grad(7 * (b if term == "cvar" else b.relu()) ** 2, theta)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
         assert found.abs().max() > 0
+
+
+def test_consistency_keeps_only_its_inputs_for_the_backward_pass():
+    """Of the order of the input more, in a loss whose input is the largest tensor there is, would be memory lost."""
+    theta = torch.randn(6, 3, 50, requires_grad=True)
+    config = DVPOLossConfig(coef=only("consistency"))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        head_consistency(theta, theta.mean(-2))
+    assert {t.data_ptr() for t in kept if t.numel() == theta.numel()} == {theta.data_ptr()}
+    # And its gradient is that of the pairs: 2·(θ_i − θ_i') each, over 3 pairs and 50 levels.
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    expected = sum((theta[:, i] - theta[:, j]).square().mean(-1) for i, j in pairs) / 3
+    found = dvpo_loss(theta, torch.zeros(6, 4), quantile_levels(50), config).terms["consistency"]
+    torch.testing.assert_close(found, expected)
+    weight = torch.arange(1.0, 7.0)
+    gradients = [torch.autograd.grad((value * weight).sum(), theta)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+def test_extra_memory_is_a_few_inputs(kappa):
+    """All eight terms, forward and backward: at most 8 tensors of θ's size beyond the inputs (issue's bound)."""
+    torch.manual_seed(7)
+    theta, z = torch.randn(27_000, 3, 200, requires_grad=True), torch.randn(27_000, 200)
+    levels, config = quantile_levels(200), DVPOLossConfig(kappa=kappa, coef=dict.fromkeys(TERMS, 0.1))
+    given = constraint_multipliers(theta.detach().mean(1), z, torch.ones(27_000), levels, config)
+    status, reset = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+
+    def resident(field: str) -> int:
+        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
+
+    reset.write_text("5")  # the peak starts again from now
+    before = resident("VmRSS")
+    dvpo_loss(theta, z, levels, config, given).total.sum().backward()
+    assert (resident("VmHWM") - before) / (theta.numel() * 4) <= 8
 
 
 @pytest.mark.parametrize("mode", ["batch", "token"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ._checks import as_compute
 from .config import CONSTRAINT_TERMS, DVPOLossConfig
@@ -117,5 +118,23 @@ def head_consistency(quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.
     heads = quantiles.shape[-2]
     if heads == 1:
         return torch.zeros_like(mean_head[..., 0])
-    deviation = quantiles - mean_head.detach().unsqueeze(-2)
-    return deviation.square().mean((-1, -2)) * (2.0 * heads / (heads - 1))
+    return _MeanSquaredDeviation.apply(quantiles, mean_head.detach()) * (2.0 * heads / (heads - 1))
+
+
+class _MeanSquaredDeviation(torch.autograd.Function):
+    """Mean over N and M of (θ − q)²: quantiles (..., N, M), constant mean_head (..., M) -> (...).
+
+    Keeps only its inputs, where autograd's own form keeps θ − q and needs two more tensors of that size to come back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(quantiles, mean_head)
+        return (quantiles - mean_head.unsqueeze(-2)).square_().mean((-1, -2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None]:
+        quantiles, mean_head = ctx.saved_tensors
+        scale = grad_loss * (2.0 / (quantiles.shape[-1] * quantiles.shape[-2]))
+        return (quantiles - mean_head.unsqueeze(-2)).mul_(scale[..., None, None]), None
