@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from verl_dvpo.distributional import DVPOLossConfig, quantile_levels
-from verl_dvpo.distributional.constraints import constraint_differences
+from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
 from verl_dvpo.lab import forms, registry
 from verl_dvpo.lab.process import bernoulli_walk, skewed_walk
 from verl_dvpo.lab.training import TrainConfig, train
@@ -52,6 +52,18 @@ def test_scalar_critic_finds_the_value_of_a_certain_process() -> None:
     assert trained.samples[0, 0, 0] == pytest.approx(0.5, abs=0.06)
 
 
+def test_dvpo_and_dvpo_calibrated_are_what_ships() -> None:
+    dvpo, calibrated = (registry.setup(name).build() for name in ("dvpo", "dvpo_calibrated"))
+    assert isinstance(dvpo, QuantileEnsembleFamily)
+    assert isinstance(calibrated, QuantileEnsembleFamily)
+    shipped = QuantileEnsembleFamily()
+    assert dvpo.loss_config == shipped.loss_config
+    assert (dvpo.target, dvpo.levels[-1]) == (shipped.target, shipped.levels[-1])
+    # tests/test_configs.py: what algorithm=dvpo_calibrated ships.
+    assert calibrated.loss_config == DVPOLossConfig(kappa=0.0, constraint_statistics="level")
+    assert (calibrated.target, calibrated.levels[0].item()) == ("sample_replacement", pytest.approx(0.01))
+
+
 def test_config_is_checked() -> None:
     with pytest.raises(ValueError, match="mini_batches must divide batch"):
         TrainConfig(batch=10, mini_batches=3)
@@ -71,34 +83,25 @@ def distributions() -> tuple[torch.Tensor, torch.Tensor]:
     return q, z.sort(-1).values
 
 
-def test_the_unbiased_statistic_and_levels_vanish_at_the_mixture_and_the_plain_tail_does_not() -> None:
+def test_the_unbiased_statistic_and_the_shape_of_levels_vanish_at_the_mixture() -> None:
     q, z = distributions()
     unbiased = forms.unbiased_differences(q, z, 0.1, 0.1)
-    level = forms.level_differences(q, z, quantile_levels(200, "midpoint", dtype=torch.float64), 0.1, 0.1)
-    # A token's z has a standard deviation of 0.6 and a tail mean of −1.755 (that of N(0, 1)) times it, about −1.02 with
-    # its finite sample of 50; the mixture's is −1.755. So the plain difference is about −0.7 at a perfect fit.
-    config = DVPOLossConfig()
-    plain = constraint_differences(q, z, quantile_levels(200), config, ("cvar", "gain"))
-    assert plain["cvar"].mean() == pytest.approx(-0.70, abs=0.05)
-    assert plain["gain"].mean() == pytest.approx(-0.70, abs=0.05)
+    level = forms.level_shape_differences(q, z, quantile_levels(200, "midpoint", dtype=torch.float64), 0.1, 0.1)
     for name in ("cvar", "gain", "shape_low", "shape_up"):
         # 4 standard errors; what is left is that 200 points stop at N(0, 1)'s 0.25 % quantile: of a tail variance of
         # 0.17 they miss 0.01 to 0.02, and of a tail's mean 0.002.
         error = 4 * float(unbiased[name].std()) / 20_000**0.5
         assert float(unbiased[name].mean()) == pytest.approx(0.0, abs=error + 0.02)
+    for name in ("shape_low", "shape_up"):
         error = 4 * float(level[name].std()) / 20_000**0.5
         assert float(level[name].mean()) == pytest.approx(0.0, abs=error + 1e-4)
 
 
-def test_level_differences_by_hand() -> None:
+def test_level_shape_by_hand() -> None:
     # q = 1..10 at 0.05 .. 0.95 and tails of 2 points; z has 1 point below q_1, ties with q_2 and q_9, 1 in the middle.
     q = torch.arange(1.0, 11.0)[None]
     z = torch.tensor([[0.0, 2.0, 5.5, 9.0]])
-    d = forms.level_differences(q, z, quantile_levels(10), 0.2, 0.2)
-    cdf = [0.25, 0.375, 0.5, 0.5, 0.5, 0.75, 0.75, 0.75, 0.875, 1.0]
-    assert d["cvar"].item() == pytest.approx((0.25 - 0.05 + 0.375 - 0.15) / 2)
-    assert d["gain"].item() == pytest.approx((0.85 - 0.875 + 0.95 - 1.0) / 2)
-    assert d["shift"].item() == pytest.approx(0.5 - sum(cdf) / 10)
+    d = forms.level_shape_differences(q, z, quantile_levels(10), 0.2, 0.2)
     # Lower: edge q_2 at 0.15 has 0.375 below it, middle q_1 at 0.05 has 0.25; a third of 0.375 is expected.
     assert d["shape_low"].item() == pytest.approx(0.375 / 3 - 0.25)
     # Upper: above edge q_9 0.125, above middle q_10 0, and 0.05/0.15 of 0.125 is expected.
@@ -133,8 +136,7 @@ def test_averages_over_blocks() -> None:
 
 def test_multipliers_of_levels() -> None:
     # q = 1..10, tails of 2 points, each with a standard deviation of 0.5; every target above q: F_z = 0.
-    family = registry.form("level", coef=registry.LEVEL_COEF)
-    config = DVPOLossConfig(kappa=0.0, alpha=0.2, beta=0.2, coef=family.loss_config.coef)
+    config = DVPOLossConfig(kappa=0.0, alpha=0.2, beta=0.2)
     targets = {"old": torch.arange(10.0, 0.0, -1.0).expand(16, -1), "targets": torch.full((16, 4), 99.0)}
     for average, one_sided in (("mean", True), ("signed", False)):
         chosen = forms.ConstraintFormFamily(
@@ -153,12 +155,16 @@ def test_multipliers_of_levels() -> None:
         assert below["shift"].item() == pytest.approx(0.0 if one_sided else -0.5)
 
 
-def test_plain_form_is_the_core_s_and_bad_forms_are_refused() -> None:
+def test_plain_form_and_signed_levels_are_the_core_s_and_bad_forms_are_refused() -> None:
     coef = registry.CONSTRAINT_COEF
     plain, core = registry.form("tail", coef=coef), registry.quantiles("eq2", coef=coef)
-    config = replace(FAST, updates=3)
-    trained = [train(family, skewed_walk(3), seeds=[0], config=config).samples for family in (plain, core)]
+    trained = [train(family, skewed_walk(3), seeds=[0], config=FAST).samples for family in (plain, core)]
     np.testing.assert_array_equal(*trained)
+    strong = dict.fromkeys(registry.LEVEL_COEF, 1.0)
+    signed = registry.form("level", "signed", coef=strong), registry.quantiles("eq2", coef=strong, statistics="level")
+    levels = [train(family, skewed_walk(3), seeds=[0], config=FAST).samples for family in signed]
+    np.testing.assert_allclose(*levels, atol=1e-6)
+    assert np.abs(levels[0] - trained[0]).max() > 1e-3
     with pytest.raises(ValueError, match="statistic is 'mode'"):
         registry.form("mode", coef=coef)
     with pytest.raises(ValueError, match="average is 'max'"):

@@ -12,9 +12,12 @@ from multiprocessing import get_context
 import torch
 from tqdm import tqdm
 
+from verl_dvpo.distributional import TERMS
+from verl_dvpo.distributional.config import DEFAULT_COEF, LEVEL_TERMS
+
 from .metrics import evaluate, true_samples
 from .process import PROCESSES, bernoulli_walk
-from .registry import BASES, FAMILIES, FORMS, KAPPAS, LEVEL_TERMS, NUM_HEADS, NUM_QUANTILES, TARGETS, TERMS, setup
+from .registry import BASES, FAMILIES, FORMS, KAPPAS, LOWERED, NUM_HEADS, NUM_QUANTILES, TARGETS, setup
 from .spread import spreads
 from .training import TrainConfig, train
 
@@ -28,6 +31,8 @@ CONDITIONS = {
 _ALL = tuple(CONDITIONS)
 _CLEAN = (("bernoulli", "clean"), ("skewed", "clean"))
 _CLEAN_AND_HEAVY = (*_CLEAN, ("skewed", "heavy"))
+#: Which coefficients each shipped critic has: those of `constraint_statistics: value`, or of `level`.
+SHIPPED = {"dvpo": "small", "dvpo_calibrated": "levels"}
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,23 @@ class Experiment:
     longer: int = 1
     seeds: int = 0
 
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Each critic with the `quantile ...` row that it adds to, the last one above it (or itself)."""
+        reference = ""
+        for critic in self.critics:
+            reference = critic if critic.startswith("quantile ") else reference
+            yield critic, reference
 
-def _term_rows(base: str) -> tuple[str, ...]:
+
+def _term_rows(base: str, shipped: str) -> tuple[str, ...]:
     return (
         f"quantile {base}",
         *(f"{base} + {term}" for term in TERMS),
+        *(f"{base} + {term} {DEFAULT_COEF[term]:g}" for term in LOWERED),
         f"{base} + all",
-        f"{base} + all, small",
-        *(f"{base} + signed {term}" for term in LEVEL_TERMS),
-        f"{base} + proposed",
+        *(f"{base} + level {term}" for term in (*LEVEL_TERMS, "shape")),
+        *(f"{base} + all, {kind}" for kind in ("small", "levels") if SHIPPED[shipped] != kind),
+        shipped,
     )
 
 
@@ -70,19 +83,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         _CLEAN,
     ),
     "terms": Experiment(
-        "Each term at its default coefficient, against the quantile loss alone: kappa 0, midpoints, sample replacement",
-        _term_rows("sr"),
+        "Each term, and what `dvpo_calibrated` ships, against the quantile loss alone: kappa 0, midpoints, sample "
+        "replacement",
+        _term_rows("sr", "dvpo_calibrated"),
         _CLEAN_AND_HEAVY,
         baseline=True,
     ),
     "terms_paper": Experiment(
-        "Each term at its default coefficient, against the quantile loss alone: kappa 1, right levels, Eq 2",
-        _term_rows("paper"),
+        "Each term, and what `dvpo` ships, against the quantile loss alone: kappa 1, right levels, Eq 2",
+        _term_rows("paper", "dvpo"),
         _CLEAN_AND_HEAVY,
         baseline=True,
     ),
     "forms": Experiment(
-        "Forms of the constraints, all five at their default coefficients, against the quantile loss alone",
+        "Forms of the constraints, each at 0.02, against the quantile loss alone",
         tuple(
             name
             for base in BASES
@@ -105,8 +119,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "long": Experiment(
         "Ten times the usual number of updates",
-        ("quantile paper", "dvpo", "paper + all, small", "quantile sr", "dvpo_calibrated", "sr + proposed"),
-        (("bernoulli", "clean"), ("skewed", "heavy")),
+        ("quantile paper", "paper + all", "dvpo", "quantile sr", "sr + all", "dvpo_calibrated"),
+        _CLEAN_AND_HEAVY,
+        baseline=True,
         longer=10,
         seeds=3,
     ),

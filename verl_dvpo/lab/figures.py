@@ -126,16 +126,17 @@ def _curve(axis, result: dict, critic: str, condition: tuple[str, str], longer: 
 
 def _ratios(result: dict, name: str):
     experiment = EXPERIMENTS[name]
-    rows = [critic for critic in experiment.critics if not critic.startswith("quantile ")]
+    pairs = [(critic, reference) for critic, reference in experiment.pairs() if critic != reference]
+    rows = [critic for critic, _ in pairs]
     colours = {"eq2": RED, "sr": BLUE, "paper": GREEN}
     height = 0.27 * len(rows) + 1.2
     figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(3.6 * len(experiment.conditions) + 2, height))
     for axis, condition in zip(axes, experiment.conditions, strict=True):
-        for y, critic in enumerate(rows):
-            target = critic.split(" ")[0]
-            base = _metric(result, f"quantile {target}", condition, "v_error")
+        for y, (critic, reference) in enumerate(pairs):
+            base = _metric(result, reference, condition, "v_error")
             interval = ratio_interval(_metric(result, critic, condition, "v_error"), base)
-            _errorbar(axis, [y], [interval], horizontal=True, color=colours[target], marker="o", markersize=4)
+            colour = colours[reference.split(" ")[1]]
+            _errorbar(axis, [y], [interval], horizontal=True, color=colour, marker="o", markersize=4)
         axis.axvline(1.0, color="black", linewidth=1)
         axis.axvline(1.1, color=GREY, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [""] * len(rows))
@@ -145,7 +146,7 @@ def _ratios(result: dict, name: str):
         "sr": "κ = 0, midpoints, sample replacement",
         "paper": "κ = 1, right levels, Eq 2",
     }
-    drawn = dict.fromkeys(critic.split(" ")[0] for critic in rows)
+    drawn = dict.fromkeys(reference.split(" ")[1] for _, reference in pairs)
     handles = [plt.Line2D([], [], color=colours[base], marker="o", label=labels[base]) for base in drawn]
     handles.append(plt.Line2D([], [], color=GREY, linestyle="--", label="10 % more"))
     figure.legend(handles=handles, loc="lower center", ncol=4, bbox_to_anchor=(0.5, 1.0))
@@ -190,6 +191,6 @@ def _long(result: dict, name: str):
             _curve(axis, result, critic, condition, experiment.longer, **style)
         axis.set(title=CONDITIONS[condition], xlabel="updates", yscale="log")
     axes[0].set_ylabel("error of V [reward]")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other forms of the tail constraints, tried in the lab before one of them becomes the core's. (ours)
+"""Other forms of the tail constraints, tried in the lab; one became the core's `constraint_statistics: level`. (ours)
 
 In `constraint: batch` the targets z enter a constraint only through its multiplier μ: the term 2·μ·d(q) has a gradient
 in q alone. So a form is a *statistic*, seven differences per token, and an *average* of it over the update.
@@ -13,7 +13,8 @@ Statistics:
 - ``unbiased``: z's tail is what lies beyond q's own tail edge, e.g. v − mean (v − z)₊/α for the lower one (Rockafellar
   and Uryasev). Its mean over tokens is the tail mean of the *mixture* of targets; the mean of ``tail``'s is not,
   because each token's z is one trajectory's and narrower.
-- ``level``: in units of probability: the share of z below q_j against τ_j. See `level_differences`.
+- ``level``: in units of probability: the share of z below q_j against τ_j. The core's `level_differences`, and beside
+  them a form of `shape` that did not earn its place, `level_shape_differences`.
 
 Averages over the update's L tokens, in the order of its sequences:
 
@@ -21,7 +22,8 @@ Averages over the update's L tokens, in the order of its sequences:
 - ``blocks``: median of the means of 16 blocks of tokens.
 - ``gated``: the mean moved towards 0 by 2 standard errors, which come from the same 16 blocks.
 - ``signed``: the mean, and every constraint two-sided: μ = b. A one-sided multiplier relu(b) is positive on average
-  when b is noise around 0, and pushes for ever; a signed one averages out.
+  when b is noise around 0, and pushes for ever; a signed one averages out. With ``level`` it is what the core does, but
+  for `shape` and for `right` levels, which the core refuses.
 
 Shapes: L tokens, M quantiles, K target samples.
 """
@@ -34,10 +36,10 @@ import torch
 from torch import Tensor
 
 from verl_dvpo.distributional import CONSTRAINT_TERMS, MULTIPLIERS, constraint_multipliers
-from verl_dvpo.distributional.constraints import constraint_differences
+from verl_dvpo.distributional.constraints import constraint_differences, level_differences
 from verl_dvpo.distributional.families.base import Reduce
 from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
-from verl_dvpo.distributional.sorting import sort_samples
+from verl_dvpo.distributional.sorting import count_below, sort_samples
 
 STATISTICS = ("tail", "clipped", "capped", "median", "unbiased", "level")
 AVERAGES = ("mean", "blocks", "gated", "signed")
@@ -101,7 +103,8 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
         if self.statistic == "unbiased":
             d |= unbiased_differences(q, z, self.loss_config.alpha, self.loss_config.beta)
         if self.statistic == "level":
-            d |= level_differences(q, z, self.levels, self.loss_config.alpha, self.loss_config.beta)
+            d |= level_differences(q, z, self.levels, self.loss_config)
+            d |= level_shape_differences(q, z, self.levels, self.loss_config.alpha, self.loss_config.beta)
         return d
 
 
@@ -149,31 +152,24 @@ def _beyond(q: Tensor, z: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor,
     return mean[:, 0], tail.var(-1, correction=0), first, second / share
 
 
-def level_differences(q: Tensor, z: Tensor, levels: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
-    """Differences in probability: F_z(q_j), the share of z below q_j (ties half), against τ_j.
+def level_shape_differences(q: Tensor, z: Tensor, levels: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
+    """`shape` in probability: half of what is beyond a tail's edge should be beyond its middle.
 
-    cvar: mean over the lower tail of F_z(q_j) − τ_j. gain: mean over the upper tail of τ_j − F_z(q_j). shift: mean over
-    all j of τ_j − F_z(q_j). shape: half of what is beyond a tail's edge should be beyond its middle;
-    ½F_z(edge) − F_z(middle) > 0 says that the lower tail is too wide, and likewise above that the upper is too narrow.
-    Every difference is inside [−1, 1] whatever the reward's noise, and with q the quantiles of the mixture that z comes
-    from its mean is 0. There is no such form of `curvature`.
+    ½F_z(edge) − F_z(middle) > 0 says that the lower tail is too wide, and likewise above that the upper is too narrow;
+    F_z(q_j) is the share of z below q_j, ties half.
     """
-    below = torch.searchsorted(z.contiguous(), q.contiguous())
-    upto = torch.searchsorted(z.contiguous(), q.contiguous(), right=True)
-    cdf = 0.5 * (below + upto).to(q) / z.shape[-1]
-    excess = cdf - levels
     size = q.shape[-1]
     low, up = tail_sizes(size, alpha, beta)
-    edge, middle = cdf[:, low - 1], cdf[:, (low - 1) // 2]
-    low_share = levels[(low - 1) // 2] / levels[low - 1]
-    up_edge, up_middle = 1 - cdf[:, size - up], 1 - cdf[:, size - 1 - (up - 1) // 2]
-    up_share = (1 - levels[size - 1 - (up - 1) // 2]) / (1 - levels[size - up]).clamp(min=1e-12)
+    # Edge and middle of the lower tail, of the upper.
+    places = [low - 1, (low - 1) // 2, size - up, size - 1 - (up - 1) // 2]
+    points, tau = q[:, places], levels[places]
+    below, upto = (count_below(z, points, or_equal=equal).number for equal in (False, True))
+    edge, middle, up_edge, up_middle = (0.5 * (below + upto) / z.shape[-1]).unbind(-1)
+    low_share = tau[1] / tau[0]
+    up_share = (1 - tau[3]) / (1 - tau[2]).clamp(min=1e-12)
     return {
-        "cvar": excess[:, :low].mean(-1),
-        "gain": -excess[:, size - up :].mean(-1),
-        "shift": -excess.mean(-1),
         "shape_low": low_share * edge - middle,
-        "shape_up": up_middle - up_share * up_edge,
+        "shape_up": (1 - up_middle) - up_share * (1 - up_edge),
     }
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from verl_dvpo.distributional import CONSTRAINT_TERMS, TERMS, DVPOLossConfig
-from verl_dvpo.distributional.config import DEFAULT_COEF
+from verl_dvpo.distributional.config import DEFAULT_COEF, DEFAULT_LEVEL_COEF, LEVEL_TERMS
 from verl_dvpo.distributional.families.base import ValueFamily
 from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
 from verl_dvpo.distributional.families.robust_bellman import RobustBellmanFamily
@@ -50,9 +50,10 @@ def quantiles(
     kappa: float = 0.0,
     coef: Mapping[str, float] = OFF,
     constraint: str = "batch",
+    statistics: str = "value",
 ) -> QuantileEnsembleFamily:
     """A quantile ensemble; the terms that `coef` leaves out are off."""
-    loss = DVPOLossConfig(kappa=kappa, constraint=constraint, coef={**OFF, **coef})
+    loss = DVPOLossConfig(kappa=kappa, constraint=constraint, constraint_statistics=statistics, coef={**OFF, **coef})
     return QuantileEnsembleFamily(
         num_heads=NUM_HEADS, num_quantiles=NUM_QUANTILES, levels=levels, target=TARGETS[target], loss=loss
     )
@@ -86,7 +87,7 @@ FAMILIES: dict[str, Setup] = {
     "robust_bellman": Setup(lambda: RobustBellmanFamily(num_heads=NUM_HEADS)),
     "dvpo": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF)),
     "dvpo, token": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF, constraint="token")),
-    "dvpo_calibrated": Setup(lambda: quantiles("sr", coef=DEFAULT_COEF)),
+    "dvpo_calibrated": Setup(lambda: quantiles("sr", coef=DEFAULT_LEVEL_COEF, statistics="level")),
     "quantile eq2": Setup(quantiles),
     "quantile sr": Setup(lambda: quantiles("sr")),
     "quantile mc": Setup(quantiles, lam=1.0),
@@ -94,14 +95,12 @@ FAMILIES: dict[str, Setup] = {
 }
 
 KAPPAS = (0.0, 0.1, 1.0)
-CONSTRAINT_COEF = {name: DEFAULT_COEF[name] for name in CONSTRAINT_TERMS}
-#: Terms that the statistic `level` has a form of, and their coefficients.
-LEVEL_TERMS = ("cvar", "gain", "shift", "shape")
-LEVEL_COEF = {name: DEFAULT_COEF[name] for name in LEVEL_TERMS}
-#: With signed levels, what earns its place: `shape` does not, where returns are labels.
-PROPOSED_COEF = {**DEFAULT_COEF, "shape": 0.0, "curvature": 0.0}
-#: With the statistic `tail`, what keeps the clean error of V within 10 % of the quantile loss alone.
-SMALL_COEF = {**DEFAULT_COEF, "cvar": 0.002, "shift": 0.01, "curvature": 0.0}
+#: Where spec section 4 starts from, and what every term and form is tried with.
+START_COEF = {**dict.fromkeys(TERMS, 0.1), **dict.fromkeys(CONSTRAINT_TERMS, 0.02)}
+CONSTRAINT_COEF = {name: START_COEF[name] for name in CONSTRAINT_TERMS}
+LEVEL_COEF = {name: START_COEF[name] for name in LEVEL_TERMS}
+#: Constraints whose shipped coefficient with `constraint_statistics: value` is neither that of the start nor 0.
+LOWERED = tuple(name for name in CONSTRAINT_TERMS if DEFAULT_COEF[name] not in (0.0, START_COEF[name]))
 FORMS = (
     *((statistic, "mean") for statistic in STATISTICS),
     ("tail", "blocks"),
@@ -129,24 +128,30 @@ def _ablations() -> dict[str, Setup]:
         for kappa in KAPPAS:
             made[f"{levels}, kappa {kappa:g}"] = partial(quantiles, levels=levels, kappa=kappa)
     for base, settings in BASES.items():
-        made[f"quantile {base}"] = partial(quantiles, **settings)
+        plain = partial(quantiles, **settings)
+        made[f"quantile {base}"] = plain
         for term in TERMS:
-            made[f"{base} + {term}"] = partial(quantiles, **settings, coef={term: DEFAULT_COEF[term]})
-        made[f"{base} + all"] = partial(quantiles, **settings, coef=DEFAULT_COEF)
-        made[f"{base} + all, small"] = partial(quantiles, **settings, coef=SMALL_COEF)
+            made[f"{base} + {term}"] = partial(plain, coef={term: START_COEF[term]})
+        for term in LOWERED:
+            made[f"{base} + {term} {DEFAULT_COEF[term]:g}"] = partial(plain, coef={term: DEFAULT_COEF[term]})
+        made[f"{base} + all"] = partial(plain, coef=START_COEF)
+        made[f"{base} + all, small"] = partial(plain, coef=DEFAULT_COEF)
         for statistic, average in FORMS:
             coef = LEVEL_COEF if statistic == "level" else CONSTRAINT_COEF
             made[f"{base} + {statistic}, {average}"] = partial(form, statistic, average, **settings, coef=coef)
-        signed = partial(form, "level", "signed", **settings)
+        # The core has signed levels for midpoints; with right levels they are a form that is only explored.
+        signed: Callable[..., ValueFamily] = partial(form, "level", "signed", **settings)
+        made[f"{base} + level shape"] = partial(signed, coef={"shape": START_COEF["shape"]})
+        if settings.get("levels") != "right":
+            signed = partial(plain, statistics="level")
+        made[f"{base} + level, signed"] = partial(signed, coef=LEVEL_COEF)
         made[f"{base} + level x 5, signed"] = partial(signed, coef={k: 5 * v for k, v in LEVEL_COEF.items()})
         for term in LEVEL_TERMS:
-            made[f"{base} + signed {term}"] = partial(signed, coef={term: DEFAULT_COEF[term]})
-        made[f"{base} + proposed"] = partial(signed, coef=PROPOSED_COEF)
+            made[f"{base} + level {term}"] = partial(signed, coef={term: DEFAULT_LEVEL_COEF[term]})
+        made[f"{base} + all, levels"] = partial(signed, coef=DEFAULT_LEVEL_COEF)
         for label, terms in (("all", TERMS), ("shift", ("shift",))):
             for mode in ("token", "batch"):
-                made[f"{base} {mode}, {label} 0.1"] = partial(
-                    quantiles, **settings, coef=dict.fromkeys(terms, 0.1), constraint=mode
-                )
+                made[f"{base} {mode}, {label} 0.1"] = partial(plain, coef=dict.fromkeys(terms, 0.1), constraint=mode)
     return {name: Setup(build) for name, build in made.items()}
 
 

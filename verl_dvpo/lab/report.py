@@ -81,14 +81,12 @@ def _experiment_section(experiment: Experiment, result: dict) -> list[str]:
         headings = ["critic", *ratio, *(HEADINGS[name] for name in columns)]
         lines += [f"### {CONDITIONS[process, noise]}, {updates} updates", ""]
         lines += ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
-        reference: list[float] = []
-        for critic in experiment.critics:
+        for critic, reference in experiment.pairs():
             metrics = result["runs"][run_key(critic, process, noise, updates)]["metrics"]
             cells = [critic]
             if experiment.baseline:
-                # The quantile loss alone comes before the critics that add to it.
-                reference = metrics["v_error"] if critic.startswith("quantile ") else reference
-                cells.append(show(ratio_interval(metrics["v_error"], reference), ratio=True))
+                alone = result["runs"][run_key(reference, process, noise, updates)]["metrics"]
+                cells.append(show(ratio_interval(metrics["v_error"], alone["v_error"]), ratio=True))
             point = metrics["spread_ratio"][0] == 0.0
             cells += ["–" if point and name in NO_DISTRIBUTION else show(t_interval(metrics[name])) for name in columns]
             lines.append("| " + " | ".join(cells) + " |")
