@@ -61,9 +61,9 @@ def test_the_files_share_no_problem(demo):
 def test_model_loads_for_actor_and_critic_and_its_accuracy_is_the_recorded_one(demo):
     actor = AutoModelForCausalLM.from_pretrained(demo.model)
     parameters = sum(parameter.numel() for parameter in actor.parameters())
-    # By hand, H = 128, 4 layers: attention 2 * 128*128 + 2 * 128*64, feed-forward 3 * 128*384, norms 2*128 + 2*32;
-    # embedding and head 2 * 104*128, last norm 128: 4 * (49152 + 147456 + 320) + 26624 + 128 = 814464
-    assert parameters == 814_464
+    # By hand, H = 192, 2 layers: attention 2 * 192*192 + 2 * 192*64, feed-forward 3 * 192*448, norms 2*192 + 2*32;
+    # embedding and head 2 * 104*192, last norm 192: 2 * (98304 + 258048 + 448) + 39936 + 192 = 753728
+    assert parameters == 753_728
     assert {parameter.dtype.itemsize for parameter in actor.parameters()} == {4}
     critic = AutoModelForTokenClassification.from_pretrained(demo.model, num_labels=6)
     assert critic.score.out_features == 6
