@@ -41,10 +41,17 @@ def _study(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
+def _lab(parser: argparse.ArgumentParser) -> None:
+    from verl_dvpo.lab.__main__ import add_arguments
+
+    add_arguments(parser)
+
+
 COMMANDS = {
     "demo-data": (_demo_data, "make the demo's model and data"),
     "demo": (_demo, "train on the demo on this machine's CPU"),
     "domains": (_domains, "make the three domains' data and the model that serves them all"),
+    "lab": (_lab, "train every critic where the truth is known, and report its errors"),
     "study": (_study, "run a matrix of algorithms, noises, tasks and seeds, and report on it"),
 }
 

@@ -18,9 +18,8 @@ QUICK_UPDATES = 20
 NAMES = ("spread", *EXPERIMENTS)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    p = argparse.ArgumentParser(prog="python -m verl_dvpo.lab", description=__doc__)
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """Declares the command's options, and :func:`execute` as what ``run`` does."""
     p.add_argument("--out", type=Path, required=True, help="folder for lab.json, report.md and the figures")
     p.add_argument("--seeds", type=int, default=4, help="runs of everything, at least 2 (default 4)")
     p.add_argument("--quick", action="store_true", help="a look at whether it runs: 2 seeds, few updates, no findings")
@@ -31,13 +30,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, help="processes of one thread each (default: one per CPU)")
     p.add_argument("--resume", action="store_true", help="keep the runs that DIR/lab.json has, and add what is missing")
     p.add_argument("--redraw", action="store_true", help="only the report and figures, from DIR/lab.json")
-    return p
+    p.set_defaults(run=execute)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the lab with the given arguments, by default the command line's."""
-    p = parser()
-    args = p.parse_args(argv)
+def execute(args: argparse.Namespace) -> None:
+    """Runs the lab.
+
+    Raises:
+        ValueError: fewer than 2 seeds, or runs to take up that are not of this kind.
+    """
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "lab.json"
     if args.redraw:
@@ -55,15 +56,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             unfinished.write_text(json.dumps(so_far) + "\n")
             unfinished.replace(path)
 
-        try:
-            result = run(names, config, seeds, workers=args.workers, done=done, save=save)
-        except ValueError as error:
-            p.error(str(error))
+        result = run(names, config, seeds, workers=args.workers, done=done, save=save)
         save(result)
     (args.out / "report.md").write_text(markdown(result))
     for figure in figures(result, args.out):
         print(figure)
     print(args.out / "report.md")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the lab with the given arguments, by default the command line's."""
+    p = argparse.ArgumentParser(prog="python -m verl_dvpo.lab", description=__doc__)
+    add_arguments(p)
+    args = p.parse_args(argv)
+    try:
+        execute(args)
+    except ValueError as error:
+        p.error(str(error))
 
 
 if __name__ == "__main__":
