@@ -18,6 +18,7 @@ waits for a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ._checks import as_compute, check_not_negative
 from .levels import check_levels
-from .sorting import count_below, count_tied, sort_samples
+from .sorting import Count, count_below, count_tied, sort_samples
 
 # θs (or samples) per block. On a CPU, per thread: temporaries stay in the cache and each thread has enough to do. A GPU
 # wants fewer, larger kernels.
@@ -158,7 +159,7 @@ def _value_and_gradient(
     budget = _BLOCK_PER_CPU_THREAD * torch.get_num_threads() if on_cpu else _BLOCK_ACCELERATOR
     step = max(1, budget // max(size, z.shape[1]))
     for chosen, one_block in _row_groups(theta, z, kappa):
-        for block in chosen.split(step) if isinstance(chosen, torch.Tensor) else _slices(rows, step):
+        for block in _slices(rows, step) if chosen is None else chosen.split(step):
             value, slope = one_block(theta[block], z[block], tau, kappa)
             value = value @ weight
             loss[block] = value.to(loss.dtype)
@@ -184,13 +185,17 @@ def _row_groups(theta: torch.Tensor, z: torch.Tensor, kappa: float) -> list[tupl
     if kappa == 0.0:
         return [(None, _pinball_block)]
     if theta.device.type != "cpu":  # telling rows apart would stall the host
-        return [(None, _huber_block)]
+        return [(None, partial(_huber_block, left=True, right=True))]
     low, high = theta.double().aminmax(dim=1)
-    near = (high - kappa <= z[:, 0]) & (low + kappa > z[:, -1])
-    number = int(near.sum())
-    if number in (0, len(near)):
-        return [(None, _near_block if number else _huber_block)]
-    return [(near.nonzero()[:, 0], _near_block), ((~near).nonzero()[:, 0], _huber_block)]
+    # Of a NaN both are true, and it shows.
+    left, right = ~(high - kappa <= z[:, 0]), ~(low + kappa > z[:, -1])
+    kind = left + 2 * right.int()
+    groups = [(value, (kind == value).nonzero()[:, 0]) for value in range(4)]
+    return [
+        (None if len(rows) == len(theta) else rows, partial(_huber_block, left=value in (1, 3), right=value >= 2))
+        for value, rows in groups
+        if len(rows)
+    ]
 
 
 def _pinball_block(
@@ -213,7 +218,7 @@ def _pinball_block(
 
 
 def _huber_block(
-    theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float
+    theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float, *, left: bool, right: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Σ_k ρ_τ^κ(z_k − θ), κ > 0, and its slope in θ: (R, J) and (R, J) in float64.
 
@@ -221,61 +226,52 @@ def _huber_block(
     and e, negative if e is to the left of it. Then the samples below θ (weight 1 − τ) have
     Σ H/κ = Σ_{z < θ−κ} (θ − z − ½κ) + (B₂ − B₁)/2κ with slope #{z < θ−κ} + (A₂ − A₁)/κ, and likewise those above
     (weight τ).
+
+    Args:
+        left: whether samples may be more than κ below a θ; without, θ − κ is not searched for.
+        right: whether samples may be κ or more above a θ. With κ = 1 and rewards in [0, 1] most rows have neither.
     """
     size = z.shape[1]
     centre = _median(z)
     samples, points = z.double() - centre, theta.double() - centre
     sums, squares = _sums_from_middle(samples), _sums_from_middle(samples.square())
-    # Edges in float64 too: a θ ± κ that float32 rounds would put samples into the wrong run.
-    c1, s1, a1, b1 = _moments(samples, points - kappa, points, sums, squares)
-    _, _, a2, b2 = _moments(samples, points, points, sums, squares)
-    c3, s3, a3, b3 = _moments(samples, points + kappa, points, sums, squares)
+    first, last = sums[:, :1], sums[:, -1:]
+    # The points' own dtype is enough here: a search only compares.
+    middle = count_below(z, theta)
+    a2, b2 = _moments(middle.number.to(points), _at(sums, middle), _at(squares, middle), points, size)
+    # Edges in float64: a θ ± κ that float32 rounds would put samples into the wrong run.
+    if left:
+        edge = count_below(samples, points - kappa)
+        number, total = edge.number, _at(sums, edge)
+        a1, b1 = _moments(number, total, _at(squares, edge), points, size)
+        slope_below = torch.sub(a2, a1, out=a1).div_(kappa).add_(number)
+        far = total.neg_().add_(first).addcmul_(number, points).sub_(number, alpha=0.5 * kappa)
+        below = far.add_(torch.sub(b2, b1, out=b1), alpha=0.5 / kappa)
+    else:
+        a1, b1 = _moments(0, first, squares[:, :1], points, size)
+        slope_below = torch.sub(a2, a1, out=a1).div_(kappa)
+        below = torch.sub(b2, b1, out=b1).mul_(0.5 / kappa)
+    if right:
+        edge = count_below(samples, points + kappa)
+        number, total = edge.number, _at(sums, edge)
+        a3, b3 = _moments(number, total, _at(squares, edge), points, size)
+        beyond = number.sub_(size)  # minus the number of samples above θ + κ
+        slope_above = a3.sub_(a2).div_(kappa).add_(beyond)
+        far = total.neg_().add_(last).addcmul_(beyond, points).add_(beyond, alpha=0.5 * kappa)
+        above = far.add_(b3.sub_(b2), alpha=0.5 / kappa)
+    else:
+        a3, b3 = _moments(size, last, squares[:, -1:], points, size)
+        slope_above = a3.sub_(a2).div_(kappa)
+        above = b3.sub_(b2).mul_(0.5 / kappa)
+    return torch.lerp(below, above, tau), torch.lerp(slope_below, slope_above, tau)
 
-    near_below = a2.sub(a1).div_(kappa)
-    near_above = a3.sub_(a2).div_(kappa)
-    beyond = c3.sub_(size)  # minus the number of samples above θ + κ
-    slope = torch.lerp(near_below.add_(c1), near_above.add_(beyond), tau)
 
-    far_below = s1.neg_().add_(sums[:, :1]).addcmul_(c1, points)
-    far_above = s3.neg_().add_(sums[:, -1:]).addcmul_(beyond, points)
-    below = far_below.sub_(c1, alpha=0.5 * kappa).add_(b1.sub_(b2), alpha=-0.5 / kappa)
-    above = far_above.add_(beyond, alpha=0.5 * kappa).add_(b3.sub_(b2), alpha=0.5 / kappa)
-    return torch.lerp(below, above, tau), slope
-
-
-def _near_block(
-    theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_huber_block` for rows whose samples are all within κ of every θ: the linear runs are empty.
-
-    Common with κ = 1 and rewards in [0, 1]. One search instead of three, in the points' own dtype: it only compares.
-    """
-    size = z.shape[1]
-    centre = _median(z)
-    samples, points = z.double() - centre, theta.double() - centre
-    sums, squares = _sums_from_middle(samples), _sums_from_middle(samples.square())
-    below = count_below(z, theta)
-    a1, b1 = _moments_to(0, sums[:, :1], squares[:, :1], points, size)
-    a2, b2 = _moments_to(
-        below.number.to(points), sums.gather(1, below.place), squares.gather(1, below.place), points, size
-    )
-    a3, b3 = _moments_to(size, sums[:, -1:], squares[:, -1:], points, size)
-    slope = torch.lerp(torch.sub(a2, a1, out=a1), a3.sub_(a2), tau).div_(kappa)
-    value = torch.lerp(torch.sub(b2, b1, out=b1), b3.sub_(b2), tau).mul_(0.5 / kappa)
-    return value, slope
+def _at(sums: torch.Tensor, count: Count) -> torch.Tensor:
+    """(R, K+1) -> (R, J), the entries at the counts."""
+    return sums.gather(1, count.place)
 
 
 def _moments(
-    samples: torch.Tensor, edge: torch.Tensor, points: torch.Tensor, sums: torch.Tensor, squares: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The number of samples z below `edge`; of those from the row's middle to it Σ z, Σ (θ − z), Σ (θ − z)²: (R, J)."""
-    count = count_below(samples, edge)
-    total = sums.gather(1, count.place)
-    first, second = _moments_to(count.number, total, squares.gather(1, count.place), points, samples.shape[1])
-    return count.number, total, first, second
-
-
-def _moments_to(
     number: torch.Tensor | int, total: torch.Tensor, square: torch.Tensor, points: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Σ (θ − z) and Σ (θ − z)², (R, J) each, of the samples z from the row's middle to an edge.
