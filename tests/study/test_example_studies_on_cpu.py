@@ -22,7 +22,10 @@ def _domains_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_DVPO_DOMAINS_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize(("path", "runs"), [(path, {"families": 9, "first": 42, "smoke": 8}[path.stem]) for path in STUDIES])
+RUNS = {"families": 9, "first": 42, "smoke": 8}
+
+
+@pytest.mark.parametrize(("path", "runs"), [(path, RUNS[path.stem]) for path in STUDIES])
 def test_every_run_of_a_shipped_study_composes(path, runs):
     study = load_study(path)
     planned = plan(study)
