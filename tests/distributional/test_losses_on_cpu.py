@@ -371,7 +371,7 @@ def test_shipped_defaults_are_those_of_the_method_and_of_the_critic_lab():
     assert (config.kappa, config.alpha, config.beta) == (1.0, 0.1, 0.1)
     assert (config.constraint, config.constraint_statistics) == ("batch", "value")
     assert config.coef == {
-        "risk": 0.1, "cvar": 0.002, "gain": 0.02, "shift": 0.01, "shape": 0.02, "curvature": 0.0, "consistency": 0.1
+        "risk": 0.1, "cvar": 0.0005, "gain": 0.02, "shift": 0.005, "shape": 0.02, "curvature": 0.0, "consistency": 0.1
     }  # fmt: skip
     assert DVPOLossConfig(coef={"risk": 0.0}).coef == {**config.coef, "risk": 0.0}
 

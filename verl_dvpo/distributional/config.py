@@ -20,7 +20,7 @@ LEVEL_TERMS = ("cvar", "gain", "shift")
 # What docs/critic_lab.md settled for each of CONSTRAINT_STATISTICS: no term raises the clean error of V by more than
 # 10 %. Spec section 4 starts from 0.02 for every constraint.
 DEFAULT_COEF: Mapping[str, float] = MappingProxyType(
-    {"risk": 0.1, "cvar": 0.002, "gain": 0.02, "shift": 0.01, "shape": 0.02, "curvature": 0.0, "consistency": 0.1}
+    {"risk": 0.1, "cvar": 0.0005, "gain": 0.02, "shift": 0.005, "shape": 0.02, "curvature": 0.0, "consistency": 0.1}
 )
 DEFAULT_LEVEL_COEF: Mapping[str, float] = MappingProxyType(
     {"risk": 0.1, "cvar": 0.02, "gain": 0.02, "shift": 0.02, "shape": 0.0, "curvature": 0.0, "consistency": 0.1}
