@@ -23,7 +23,7 @@ lint: install
 	$(PY) -m mypy
 
 unit: install
-	OMP_NUM_THREADS=2 $(PY) -m pytest $(ARGS)
+	RAY_worker_niceness=0 OMP_NUM_THREADS=2 $(PY) -m pytest $(ARGS)
 
 clean:
 	rm -rf runs outputs multirun
