@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 
 from verl_dvpo.distributional import (
+    TERMS,
     DVPOLossConfig,
     constraint_multipliers,
     distributional_gae,
@@ -46,6 +47,11 @@ KAPPAS = (0.0, 0.1, 1.0)
 HEADS = 3
 PAIRWISE_ELEMENTS, PIECE_ELEMENTS = 1 << 25, 1 << 18
 MEMORY_TOKENS = 1 << 16
+#: Losses whose whole cost is measured: every term, and what `algorithm=dvpo_calibrated` ships.
+WHOLE = {
+    **{f"all terms, kappa {kappa:g}": DVPOLossConfig(kappa=kappa, coef=dict.fromkeys(TERMS, 0.1)) for kappa in KAPPAS},
+    "dvpo_calibrated": DVPOLossConfig(kappa=0.0, constraint_statistics="level"),
+}
 
 
 def pairwise_loss(theta: torch.Tensor, z: torch.Tensor, tau: torch.Tensor, kappa: float) -> torch.Tensor:
@@ -125,23 +131,29 @@ def exact_against_pairwise(watch: Stopwatch, tokens: int) -> list[dict[str, floa
 
 
 def whole_loss(watch: Stopwatch, tokens: int) -> list[dict[str, float]]:
-    """`dvpo_loss` with all eight terms in `batch` mode, N = 3."""
+    """`dvpo_loss` with all eight terms in `batch` mode, N = 3, and what `dvpo_calibrated` has of them; multipliers."""
     rows = []
-    for kappa, m in itertools.product(KAPPAS, SIZES):
-        (seconds,) = best_times(watch, whole_loss_call(watch.device, tokens, m, kappa)[0])
-        rows.append({"kappa": kappa, "M": m, "us": 1e6 * seconds / tokens})
+    for (name, config), m in itertools.product(WHOLE.items(), SIZES):
+        loss, multipliers, _ = whole_loss_calls(watch.device, tokens, m, config)
+        seconds, once = best_times(watch, loss, multipliers)
+        rows.append({"loss": name, "M": m, "us": 1e6 * seconds / tokens, "multipliers_us": 1e6 * once / tokens})
     return rows
 
 
-def whole_loss_call(
-    device: torch.device, tokens: int, m: int, kappa: float
-) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
-    """A forward and backward of `dvpo_loss`, and its (L, N, M) input."""
-    levels, config = quantile_levels(m, device=device), DVPOLossConfig(kappa=kappa)
+def whole_loss_calls(
+    device: torch.device, tokens: int, m: int, config: DVPOLossConfig
+) -> tuple[Callable[[], torch.Tensor], Callable[[], dict[str, torch.Tensor]], torch.Tensor]:
+    """A forward and backward of `dvpo_loss`, what an update does once before it, and the (L, N, M) input of both."""
+    levels = quantile_levels(m, device=device)
     theta = torch.randn(tokens, HEADS, m, device=device, requires_grad=True)
     z, mask = torch.randn(tokens, m, device=device), torch.ones(tokens, device=device)
-    given = constraint_multipliers(theta.mean(1), z, mask, levels, config)
-    return backward_of(lambda t: dvpo_loss(t, z, levels, config, given).total, theta), theta
+    old = theta.detach().mean(1)
+
+    def multipliers() -> dict[str, torch.Tensor]:
+        return constraint_multipliers(old, z, mask, levels, config)
+
+    given = multipliers()
+    return backward_of(lambda t: dvpo_loss(t, z, levels, config, given).total, theta), multipliers, theta
 
 
 def memory(device: torch.device) -> list[dict[str, float]]:
@@ -156,8 +168,8 @@ def memory(device: torch.device) -> list[dict[str, float]]:
             return quantile_huber_loss(t, z, v, kappa=k)
 
         alone = extra_memory(device, backward_of(exact_loss, theta), theta)
-        whole = extra_memory(device, *whole_loss_call(device, MEMORY_TOKENS // HEADS, m, kappa))
-        rows.append({"kappa": kappa, "quantile_huber_loss": alone, "dvpo_loss": whole})
+        loss, _, three = whole_loss_calls(device, MEMORY_TOKENS // HEADS, m, WHOLE[f"all terms, kappa {kappa:g}"])
+        rows.append({"kappa": kappa, "quantile_huber_loss": alone, "dvpo_loss": extra_memory(device, loss, three)})
     return rows
 
 
@@ -238,47 +250,63 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(list(rows[0]), *cells, strict=True)]
     print(f"\n{title}")
-    print("  ".join(f"{name:>20}" for name in rows[0]))
-    for row in rows:
-        print("  ".join(f"{value:>20.4g}" if isinstance(value, float) else f"{value:>20}" for value in row.values()))
+    for line in (list(rows[0]), *cells):
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
-def growth(rows: list[dict[str, Any]], column: str) -> list[dict[str, float]]:
-    """How much the time per token grows from M = 100 to M = 500."""
-    at = {(row["kappa"], row["M"]): row[column] for row in rows}
-    return [{"kappa": kappa, "M 100 to 500": at[kappa, 500] / at[kappa, 100]} for kappa in KAPPAS]
+def growth(rows: list[dict[str, Any]], of: str, column: str) -> list[dict[str, Any]]:
+    """How much the time per token grows from M = 100 to M = 500, for each of the rows' `of`."""
+    at = {(row[of], row["M"]): row[column] for row in rows}
+    return [{of: name, "M 100 to 500": at[name, 500] / at[name, 100]} for name in dict.fromkeys(r[of] for r in rows)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of :func:`measure`."""
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Every table, and the machine."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     watch = Stopwatch(torch.device(options.device), options.repeats, CLOCKS[options.clock])
-
     pairs = exact_against_pairwise(watch, options.tokens)
     whole = whole_loss(watch, options.tokens)
     tables: dict[str, list[dict[str, Any]]] = {
         "exact against pairwise, forward + backward, per token": pairs,
-        "growth of the exact loss": growth(pairs, "exact_us"),
-        f"dvpo_loss, N = {HEADS}, all terms, per token": whole,
-        "growth of dvpo_loss": growth(whole, "us"),
+        "growth of the exact loss": growth(pairs, "kappa", "exact_us"),
+        f"dvpo_loss, N = {HEADS}, forward + backward, per token": whole,
+        "growth of dvpo_loss": growth(whole, "loss", "us"),
         "peak memory beyond the input, in tensors of its size, gradient included, M = 200": memory(watch.device),
         "targets, B = 2, T = 8192, M = 200": targets(watch),
     }
     about = machine(watch.device) | {name: getattr(options, name) for name in ("tokens", "repeats", "clock")}
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    for title, rows in tables.items():
+    return {"machine": about, "tables": tables}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The machine and every table."""
+    print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
+    for title, rows in result["tables"].items():
         print_table(title, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--out", type=pathlib.Path, help="write the numbers as JSON")
+    options = parser.parse_args()
+    result = measure(options)
+    print_result(result)
     if options.out:
-        options.out.write_text(json.dumps({"machine": about, "tables": tables}, indent=2) + "\n")
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
