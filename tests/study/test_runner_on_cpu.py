@@ -156,12 +156,56 @@ def test_finished_runs_of_other_settings_are_not_taken_for_this_studys(out):
     assert len(trainer.calls) == 4
 
 
-def test_two_processes_do_not_share_a_study(out):
-    out.mkdir()
-    with open(out / ".lock", "w") as lock:
+class Meanwhile(FakeTrainer):
+    """Before its first run trains, another process does all of the study but that run."""
+
+    def __init__(self, study, other):
+        super().__init__()
+        self.study, self.other, self.failed = study, other, None
+
+    def __call__(self, config, metrics):
+        if self.failed is None:
+            self.failed = names(run_study(self.study, train=self.other, stream=io.StringIO()))
+        super().__call__(config, metrics)
+
+
+def test_processes_share_a_study_and_no_run_is_done_twice(out):
+    study = study_of(out, seeds=[0])
+    bad = "dvpo__flip_0.3__demo__s0"
+    other = FakeTrainer(fail=(bad,))
+    first = Meanwhile(study, other)
+    stream = io.StringIO()
+    assert run_study(study, train=first, stream=stream) == []
+    assert first.calls == names(plan(study))[:1]  # what the other one failed is the other one's
+    assert other.calls == names(plan(study))[1:]
+    assert first.failed == [bad]
+    assert "16/16" in stream.getvalue()
+    later = FakeTrainer()
+    run_study(study, train=later, stream=io.StringIO())
+    assert later.calls == [bad]
+
+
+def test_who_finds_nothing_left_to_take_says_who_has_it(out, monkeypatch, tmp_path, capsys):
+    import argparse
+    import contextlib
+
+    from verl_dvpo.study import commands
+
+    study = study_of(out, algorithms=["ppo"], noises=["none"], seeds=[0])
+    (run,) = plan(study)
+    (out / ".locks").mkdir(parents=True)
+    monkeypatch.setattr("verl_dvpo.study.config.load_study", lambda path: study)
+    trainer = FakeTrainer()
+    monkeypatch.setattr(runner, "_verl", lambda: contextlib.nullcontext(trainer))
+    arguments = argparse.Namespace(study="study.yaml", out=None)
+    with open(out / ".locks" / run.name, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is at the study"):
-            run_study(study_of(out), train=FakeTrainer(), stream=io.StringIO())
+        assert commands._run(arguments) == 0
+        assert f"other processes are at {run.name}" in capsys.readouterr().out
+    assert trainer.calls == []
+    assert commands._run(arguments) == 0
+    assert trainer.calls == [run.name]
+    assert "all runs are finished" in capsys.readouterr().out
 
 
 def test_scores_are_verls_core_means_by_data_source():

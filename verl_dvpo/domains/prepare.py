@@ -61,7 +61,7 @@ def prepare_domains(
     *,
     seed: int = 0,
     num_train: int = 2048,
-    num_val: int = 128,
+    num_val: int = 256,
     config: DomainsConfig | None = None,
 ) -> DomainsFolder:
     """Makes the folder at `out_dir`, or finds it there already; one made with other settings or code is replaced.

@@ -8,7 +8,7 @@ import sys
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the two commands on `parser`."""
     commands = parser.add_subparsers(required=True, metavar="run|report")
-    run = commands.add_parser("run", help="run what the study still lacks; an interrupted study goes on")
+    run = commands.add_parser("run", help="run what the study still lacks; may run several times at once")
     run.add_argument("study", help="YAML file; its fields: verl_dvpo/study/config.py")
     run.add_argument("--out", help="folder, in place of the study's own")
     run.set_defaults(run=_run)
@@ -23,7 +23,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from verl_dvpo.study.config import load_study
-    from verl_dvpo.study.runner import run_study
+    from verl_dvpo.study.runner import run_study, unfinished
 
     study = load_study(arguments.study)
     if arguments.out is not None:
@@ -34,6 +34,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} runs failed; the same command tries them again", file=sys.stderr)
         return 1
+    left = unfinished(study)
+    if left:
+        print(f"nothing is left to take; other processes are at {', '.join(run.name for run in left)}")
+        return 0
     print(f"all runs are finished; verl-dvpo study report {study.out}")
     return 0
 

@@ -10,6 +10,9 @@
 ``run.json`` is written beside its place and renamed into it, so a run is over or it is not. A run without one was cut
 short; its folder is emptied, and it starts anew. A run that failed is recorded, the study goes on, and a later call
 tries it again.
+
+Processes on one machine may share a study: each takes the next run that nobody has, under a lock in ``<out>/.locks``
+that goes with the process that holds it, however that ends.
 """
 
 import contextlib
@@ -49,7 +52,7 @@ class RunTimeoutError(RuntimeError):
 
 
 def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | None = None) -> list[Run]:
-    """Runs what is not there yet and returns the runs that failed.
+    """Runs what is not there yet, but for runs that other processes have taken, and returns those that failed here.
 
     Args:
         study: what to run.
@@ -57,38 +60,55 @@ def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | Non
         stream: where progress goes; a copy of standard error by default, because a run's own output goes to its log.
 
     Raises:
-        ValueError: a configuration is wrong, a finished run was made with other settings, or another process is at
-            this study; nothing was started.
+        ValueError: a configuration is wrong, or a finished run was made with other settings; nothing was started.
     """
     out = study.out.absolute()
     runs = plan(study)
-    pending = [run for run in runs if not _is_finished(run)]
+    before = {run: read_record(run) for run in runs}
+    pending = [run for run in runs if not _is_finished(run, before[run])]
     configs = [compose(run) for run in tqdm(pending, desc="checking", unit="run", disable=len(pending) < 8)]
+
+    def ended_elsewhere(run: Run) -> bool:
+        return read_record(run) != before[run]
+
+    def steps_done() -> int:
+        """Of all runs that are over, whoever ran them."""
+        return study.steps * (len(runs) - len(pending) + sum(map(ended_elsewhere, pending)))
+
     out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         write_json(out / "study.json", study.to_json())
         if stream is None:
             stream = stack.enter_context(os.fdopen(os.dup(2), "w", buffering=1))
         if train is None:
             train = stack.enter_context(_verl())
-        done = len(runs) - len(pending)
         bar = stack.enter_context(
             # smoothing=0: time left from the average of this call, starts and validations included
-            tqdm(total=len(runs) * study.steps, initial=done * study.steps, unit="step", smoothing=0, file=stream)
+            tqdm(total=len(runs) * study.steps, initial=steps_done(), unit="step", smoothing=0, file=stream)
         )
         stack.enter_context(_sigterm_exits())
+        done = len(runs) - len(pending)
         bar.write(f"{study.name}: {len(runs)} runs, {done} of them finished before; in {out}", file=stream)
         failed = []
-        for index, (run, config) in enumerate(zip(pending, configs, strict=True)):
-            record = _one(run, config, train, bar, study.minutes_per_run)
+        for run, config in zip(pending, configs, strict=True):
+            with _claim(run) as is_ours:
+                if not is_ours or ended_elsewhere(run):
+                    continue
+                with _following(run, bar, steps_done):
+                    record = _one(run, config, train, study.minutes_per_run)
             if record["status"] == FAILED:
                 failed.append(run)
                 bar.write(f"FAILED {run.name}: {_last_line(record['error'])}; see {run.log}", file=stream)
             else:
                 bar.write(f"{run.name}: score {record['score']:.3f} in {record['wall_seconds']:.0f} s", file=stream)
-            bar.n = (done + index + 1) * study.steps
+            bar.n = steps_done()
             bar.refresh()
     return failed
+
+
+def unfinished(study: Study) -> list[Run]:
+    """Runs that have not ended: nobody has taken them, or another process is at them."""
+    return [run for run in plan(study) if read_record(run) is None]
 
 
 def read_record(run: Run) -> dict[str, Any] | None:
@@ -128,8 +148,7 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _is_finished(run: Run) -> bool:
-    record = read_record(run)
+def _is_finished(run: Run, record: dict[str, Any] | None) -> bool:
     if record is None or record["status"] != FINISHED:
         return False
     if record["overrides"] != list(run.overrides):
@@ -140,7 +159,7 @@ def _is_finished(run: Run) -> bool:
     return True
 
 
-def _one(run: Run, config: DictConfig, train: Train, bar: tqdm, minutes: float | None) -> dict[str, Any]:
+def _one(run: Run, config: DictConfig, train: Train, minutes: float | None) -> dict[str, Any]:
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(resolved(config))
@@ -156,7 +175,7 @@ def _one(run: Run, config: DictConfig, train: Train, bar: tqdm, minutes: float |
     }
     start = time.monotonic()
     try:
-        with _following(run, bar), redirected(run.log), _at_most(minutes):
+        with redirected(run.log), _at_most(minutes):
             try:
                 train(config, run.metrics)
             except Exception:
@@ -234,16 +253,16 @@ def redirected(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _following(run: Run, bar: tqdm) -> Iterator[None]:
-    """Moves the bar along with the run's metrics."""
-    start, over = bar.n, threading.Event()
+def _following(run: Run, bar: tqdm, steps_done: Callable[[], int]) -> Iterator[None]:
+    """Moves the bar along with the run's metrics, and with the runs that are over."""
+    over = threading.Event()
     bar.set_description(run.name)
     seconds = 1.0 if bar.fp.isatty() else 30.0  # a file gets a line each time
 
     def follow() -> None:
         while not over.wait(seconds):
             step = max((record["step"] for record in read_metrics(run.metrics)), default=0)
-            bar.n = start + min(step, run.steps)
+            bar.n = steps_done() + min(step, run.steps)
             bar.refresh()
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -291,13 +310,17 @@ def _sigterm_exits() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    with open(out / ".lock", "w") as lock:
+def _claim(run: Run) -> Iterator[bool]:
+    """Whether the run is this process's; the lock is not in the run's folder, which is emptied."""
+    folder = run.out / ".locks"
+    folder.mkdir(exist_ok=True)
+    with open(folder / run.name, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is at the study in {out}") from error
-        yield
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _last_line(text: str) -> str:
