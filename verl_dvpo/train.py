@@ -4,13 +4,14 @@
     python -m verl_dvpo.train algorithm=dvpo platform=cpu +task=demo
     python -m verl_dvpo.train -m algorithm=dvpo critic.dvpo.coef.risk=0,0.05,0.1,0.2
 
-verl's own entry returns nothing. This one runs the same trainer in the same way and returns the last validation score.
+verl's own entry returns nothing. This one runs the same trainer in the same way and returns the last validation score:
+the mean over the data sources that ``objective`` in the configuration names, or over all where it names none.
 Ray stays up between the runs of one process; each run's actors are gone when it returns.
 """
 
-import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
+from verl_dvpo.records import read_metrics, scores
+
 METRICS_ENV = "VERL_FILE_LOGGER_PATH"
-SCORE_PREFIX = "val-core/"
 
 
 def run(config: DictConfig, metrics: Path) -> float | None:
@@ -37,10 +39,11 @@ def run(config: DictConfig, metrics: Path) -> float | None:
         metrics: JSON lines that this run writes; an older file is replaced.
 
     Returns:
-        The mean of the last validation's core scores; None if the run never validated.
+        The objective, see `last_score`; None if the run never validated.
 
     Raises:
-        ValueError: the configuration is wrong; nothing was started.
+        ValueError: the configuration is wrong, and nothing was started; or ``objective`` names a data source that the
+            validation does not have.
     """
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
@@ -63,7 +66,7 @@ def run(config: DictConfig, metrics: Path) -> float | None:
     finally:
         if ray.is_initialized():
             release()
-    return last_score(metrics)
+    return last_score(metrics, OmegaConf.select(config, "objective"))
 
 
 def release(seconds: float = 180.0) -> None:
@@ -86,14 +89,26 @@ def release(seconds: float = 180.0) -> None:
         time.sleep(0.2)
 
 
-def last_score(metrics: Path) -> float | None:
-    """The mean over ``val-core/*`` of the last record in ``metrics`` that has any; None if none has."""
-    score = None
-    for line in metrics.read_bytes().splitlines():
-        core = [value for name, value in json.loads(line)["data"].items() if name.startswith(SCORE_PREFIX)]
-        if core:
-            score = sum(core) / len(core)
-    return score
+def last_score(metrics: Path, sources: Sequence[str] | None = None) -> float | None:
+    """The mean score over data sources in the last record of ``metrics`` that has any; None if none has.
+
+    Args:
+        metrics: what verl's file logger wrote.
+        sources: data sources that count; all by default.
+
+    Raises:
+        ValueError: that record lacks one of ``sources``.
+    """
+    found: dict[str, float] = {}
+    for record in read_metrics(metrics):
+        found = scores(record) or found
+    if not found:
+        return None
+    missing = [source for source in sources or () if source not in found]
+    if missing:
+        raise ValueError(f"objective names the data sources {missing}; the validation has {sorted(found)}")
+    values = [found[source] for source in sources or found]
+    return sum(values) / len(values)
 
 
 @hydra.main(config_path="pkg://verl.trainer.config", config_name="dvpo_trainer", version_base=None)

@@ -11,11 +11,12 @@ import pytest
 from fake import FakeTrainer, folders, names, study_of, texts
 from omegaconf import OmegaConf
 
+from verl_dvpo.records import read_metrics, scores
 from verl_dvpo.study import runner
 from verl_dvpo.study.commands import _run
 from verl_dvpo.study.plan import plan
 from verl_dvpo.study.report import write_report
-from verl_dvpo.study.runner import read_metrics, read_record, run_study, scores
+from verl_dvpo.study.runner import read_record, run_study
 
 
 def test_every_run_leaves_config_versions_seed_time_metrics_and_log(out):

@@ -88,6 +88,16 @@ def test_the_objective_is_the_last_validations_mean(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert train.last_score(path) == 0.5
+    assert train.last_score(path, ["b"]) == 0.75
+    with pytest.raises(ValueError, match=r"objective names the data sources \['c'\]; the validation has \['a', 'b'\]"):
+        train.last_score(path, ["a", "c"])
+    assert train.last_score(tmp_path / "nothing.jsonl", ["a"]) is None
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "science", "dialogue"])
+def test_a_domain_is_swept_for_its_own_score(task):
+    config = OmegaConf.load(CONFIG / "task" / f"{task}.yaml")
+    assert config.objective == [task]
 
 
 def test_every_sweep_that_ships_is_tested_here():

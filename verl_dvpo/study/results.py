@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from verl_dvpo.records import read_metrics, scores
 from verl_dvpo.study.config import Study
 from verl_dvpo.study.plan import Run, plan
-from verl_dvpo.study.runner import FINISHED, read_metrics, read_record, scores
+from verl_dvpo.study.runner import FINISHED, read_record
 
 COLUMNS = ["algorithm", "noise", "kind", "rate", "task", "seed", "step", "source", "in_domain", "score"]
 

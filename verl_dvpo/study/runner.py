@@ -33,6 +33,7 @@ from typing import IO, Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from verl_dvpo.records import read_metrics, scores
 from verl_dvpo.study.config import Study
 from verl_dvpo.study.plan import Run, compose, plan, resolved
 from verl_dvpo.study.versions import versions
@@ -124,28 +125,6 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """verl's records ``{"step", "data"}``; a last line that is not yet whole is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def scores(record: dict[str, Any]) -> dict[str, float]:
-    """Data source -> validation score in one of verl's records; empty where it has none.
-
-    verl's key is ``val-core/<data source>/<variable>/mean@<answers per prompt>``.
-    """
-    found = {}
-    for key, value in record["data"].items():
-        section, _, rest = key.partition("/")
-        if section == "val-core" and rest.rpartition("/")[2].startswith("mean@"):
-            source = rest.rsplit("/", 2)[0]
-            found[source] = float(value)
-    return found
 
 
 def _is_finished(run: Run, record: dict[str, Any] | None) -> bool:
