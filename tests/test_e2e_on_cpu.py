@@ -6,20 +6,32 @@ Nothing is replaced: what runs here is what a user runs, on a model of a few lay
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from test_configs import compose_config, names
 
 from verl_dvpo import train
+from verl_dvpo.cli import main as command
 from verl_dvpo.demo.__main__ import main as demo_data
 
 pytestmark = pytest.mark.e2e
 
 QUANTILES = ["critic/quantile/q10", "critic/quantile/q50", "critic/quantile/q90", "critic/quantile/crossing_fraction"]
+SHORT = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "critic.ppo_mini_batch_size=4",
+    "trainer.logger=[console]",
+    "trainer.total_training_steps=2",
+    "trainer.test_freq=2",
+    "trainer.save_freq=-1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +57,13 @@ def _one_ray() -> Iterator[None]:
 
 def steps(demo: Path, folder: Path, *overrides: str) -> list[dict]:
     """Runs and returns verl's records, one a step, the validation before the first included."""
-    config = compose_config(
-        "dvpo_trainer",
-        "platform=cpu",
-        "+task=demo",
-        f"demo.dir={demo}",
-        f"trainer.default_local_dir={folder}/checkpoints",
-        "data.train_batch_size=8",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-        "critic.ppo_mini_batch_size=4",
-        "trainer.logger=[console]",
-        "trainer.total_training_steps=2",
-        "trainer.test_freq=2",
-        "trainer.save_freq=-1",
-        *overrides,
-    )
+    return run(folder, "+task=demo", f"demo.dir={demo}", *overrides)
+
+
+def run(folder: Path, *overrides: str) -> list[dict]:
+    """The same for any task."""
+    checkpoints = f"trainer.default_local_dir={folder}/checkpoints"
+    config = compose_config("dvpo_trainer", "platform=cpu", checkpoints, *overrides[:2], *SHORT, *overrides[2:])
     assert train.run(config, folder / "metrics.jsonl") is not None
     return [json.loads(line)["data"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
 
@@ -100,6 +104,45 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(demo, tmp_path):
     resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3", *kl)
     trained = [record["training/global_step"] for record in resumed if "training/global_step" in record]
     assert trained == [3]
+
+
+def test_a_dialogue_is_trained_on_what_the_policy_said(tmp_path):
+    """The user's tokens have probability 1 in the rollout's records: were they trained on, the trainer would differ."""
+    data = tmp_path / "data"
+    assert command(["domains", "--tiny", "--out", str(data)]) == 0
+    before, *records = run(
+        tmp_path,
+        "+task=dialogue",
+        f"domains.dir={data}",
+        "algorithm=dvpo",
+        "algorithm.rollout_correction.bypass_mode=false",
+    )
+    for record in (before, records[-1]):
+        rates = [record[f"val-aux/dialogue/{rate}/mean@1"] for rate in ("tcr", "acr", "gcr")]
+        assert all(0.0 <= rate <= 1.0 for rate in rates)
+        domains = [f"{name}{suffix}" for name in ("arithmetic", "science", "dialogue") for suffix in ("", "_shifted")]
+        assert {f"val-core/{domain}/acc/mean@1" for domain in domains} <= record.keys()
+    for record in records:
+        assert record["num_turns/max"] >= 4  # the policy spoke, the user, and the policy again
+        assert record["training/rollout_probs_diff_max"] < 1e-4
+        assert math.isfinite(record["critic/vf_loss"])
+
+
+def test_a_search_maximises_the_last_validation(demo, tmp_path, monkeypatch):
+    """Two trials of Optuna's, each a training run of its own on one Ray."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(train.METRICS_ENV, raising=False)
+    search = ["+sweep=optuna", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={tmp_path}/sweep", "algorithm=dvpo"]
+    fixed = ["platform=cpu", "+task=demo", f"demo.dir={demo}", f"trainer.default_local_dir={tmp_path}/checkpoints"]
+    monkeypatch.setattr(sys, "argv", ["train", *search, *fixed, *SHORT])
+    GlobalHydra.instance().clear()
+    train.main()
+    runs = sorted((tmp_path / "sweep").glob("[0-9]*"))
+    scores = [train.last_score(each / "metrics.jsonl") for each in runs]
+    risks = [OmegaConf.load(each / ".hydra" / "config.yaml").critic.dvpo.coef.risk for each in runs]
+    assert len(set(risks)) == len(scores) == 2
+    found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert found.best_value == max(scores)
 
 
 def test_noise_is_in_the_training_and_not_in_the_validation(demo, tmp_path):

@@ -17,7 +17,7 @@ from verl_dvpo.study.report import write_report
 from verl_dvpo.study.results import load_results
 from verl_dvpo.study.runner import read_record, run_study, write_json
 from verl_dvpo.study.statistics import interquartile_mean, paired_difference, probability_of_improvement
-from verl_dvpo.study.summary import curves, summarise
+from verl_dvpo.study.summary import curves, summarise, training
 
 RNG = np.random.default_rng(5)
 STRATA = [RNG.uniform(size=5), RNG.uniform(size=4) + 0.3]
@@ -112,9 +112,14 @@ def study(out):
         run.folder.mkdir(parents=True)
         with open(run.metrics, "w") as file:
             for step in (0, 2, 4):
-                sources = ("demo_addition", "far", "farther")
+                sources = rng.permutation(["a_far", "demo_addition", "farther"])  # verl logs them as they come
                 data = {f"val-core/{source}/acc/mean@1": rng.uniform() for source in sources}
                 file.write(json.dumps({"step": step, "data": data}) + "\n")
+                metrics = {"critic/score/mean": rng.uniform(), "critic/vf_explained_var": rng.uniform()}
+                if run.noise.kind != "none":
+                    metrics["noise/clean_score/mean"] = rng.uniform()
+                if step:
+                    file.write(json.dumps({"step": step - 1, "data": metrics}) + "\n")
         axes = {"algorithm": run.algorithm.name, "noise": run.noise.name, "task": run.task.name, "seed": run.seed}
         ended = {"status": "finished", "score": 0.5, "error": None, "wall_seconds": 1.0, "started": "", "versions": {}}
         write_json(run.record, {"name": run.name, **axes, **ended})
@@ -126,12 +131,13 @@ def last_scores(study, algorithm, noise, sources) -> list[float]:
     found = []
     for run in plan(study):
         if (run.algorithm.name, run.noise.name) == (algorithm, noise):
-            data = json.loads(run.metrics.read_text().splitlines()[-1])["data"]
+            lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+            data = next(line["data"] for line in lines if line["step"] == 4)
             found.append(np.mean([data[f"val-core/{source}/acc/mean@1"] for source in sources]))
     return found
 
 
-@pytest.mark.parametrize(("domain", "sources"), [("in", ["demo_addition"]), ("out", ["far", "farther"])])
+@pytest.mark.parametrize(("domain", "sources"), [("in", ["demo_addition"]), ("out", ["a_far", "farther"])])
 def test_the_summary_is_what_a_loop_over_the_files_gives(study, domain, sources):
     summary = summarise(load_results(study.out))
     summary = summary[summary["domain"] == domain].set_index(["noise", "algorithm"])
@@ -174,12 +180,30 @@ def test_curves_have_a_row_for_each_validation(study):
     assert row["iqm"] == pytest.approx(naive_iqm(last_scores(study, "ppo", "flip_0.4", ["demo_addition"])))
 
 
+def test_the_second_half_of_training_is_averaged_over_steps_and_then_over_seeds(study):
+    table = training(load_results(study.out)).set_index(["noise", "algorithm"])
+    assert list(table.index) == list(itertools.product(["none", "flip_0.2", "flip_0.4"], ["ppo", "dvpo"]))
+    for noise, metric, column in [
+        ("none", "critic/score/mean", "clean reward"),
+        ("flip_0.4", "noise/clean_score/mean", "clean reward"),
+        ("flip_0.4", "critic/score/mean", "reward"),
+        ("flip_0.2", "critic/vf_explained_var", "explained variance"),
+    ]:
+        late = []
+        for run in plan(study):
+            if (run.algorithm.name, run.noise.name) == ("dvpo", noise):
+                lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+                late.append(next(line["data"][metric] for line in lines if line["step"] == 3))
+        assert table.loc[(noise, "dvpo"), column] == pytest.approx(naive_iqm(late))
+
+
 def test_the_report_has_tables_csv_and_every_figure(study, capsys):
     assert main(["study", "report", str(study.out)]) == 0
     folder = study.out / "report"
     assert capsys.readouterr().out.strip() == str(folder / "report.md")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "curves.csv", "curves.png", "domains.png", "noise_rate.png", "report.md", "runs.csv", "summary.csv"
+        "curves.csv", "curves.png", "domains.png", "noise_rate.png", "report.md", "runs.csv", "summary.csv",
+        "training.csv",
     ]  # fmt: skip
     text = (folder / "report.md").read_text()
     iqm = naive_iqm(last_scores(study, "dvpo", "flip_0.2", ["demo_addition"]))
@@ -189,6 +213,7 @@ def test_the_report_has_tables_csv_and_every_figure(study, capsys):
     assert len(runs) == 30
     assert set(runs["status"]) == {"finished"}
     assert "different versions" not in text
+    assert "| task | noise | algorithm | demo_addition | a_far | farther |" in text
     for path in folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``verl-dvpo study report DIR``: Markdown tables, CSV and figures in ``DIR/report``.
 
-Nothing in ``report.md``, ``summary.csv``, ``curves.csv`` and the figures depends on when or in how many pieces the
-study ran; wall times and versions are in ``runs.csv``.
+Nothing in it depends on when or in how many pieces the study ran, but ``runs.csv``, which has wall times and versions.
 """
 
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from verl_dvpo.study.results import Results, load_results
-from verl_dvpo.study.summary import ALL, by_source, curves, summarise
+from verl_dvpo.study.summary import ALL, by_source, curves, summarise, training
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -31,6 +30,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     summary = summarise(results)
     summary.to_csv(out / "summary.csv", index=False)
     curves(results).to_csv(out / "curves.csv", index=False)
+    training(results).to_csv(out / "training.csv", index=False)
     runs_table(results).to_csv(out / "runs.csv", index=False)
     drawn = figures.draw(results, out)
     (out / "report.md").write_text(_markdown(results, summary, drawn))
@@ -77,6 +77,11 @@ def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str
             lines += [f"| algorithm | runs | IQM | difference from {study.reference} | P |", "| --- " * 5 + "|"]
             lines += [_summary_row(row) for _, row in cell.iterrows()] + [""]
     lines += ["## Final score by data source (IQM)", "", *_table(by_source(results)), ""]
+    lines += ["## The second half of training", ""]
+    lines += [
+        "Means over its steps, IQM over seeds; rewards are those of sampled answers. Explained variance is that of "
+    ]
+    lines += ["the returns, noise included, by the critic's values.", "", *_table(training(results)), ""]
     if drawn:
         lines += ["## Figures", ""]
         for path in drawn:

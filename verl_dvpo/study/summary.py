@@ -3,10 +3,9 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
-from verl_dvpo.study.results import Results
+from verl_dvpo.study.results import CLEAN_REWARD, EXPLAINED, REWARD, Results
 from verl_dvpo.study.statistics import (
     Estimate,
     interquartile_mean,
@@ -87,17 +86,43 @@ def curves(results: Results, *, in_domain: bool = True) -> pd.DataFrame:
 
 def by_source(results: Results) -> pd.DataFrame:
     """Final score by data source, the interquartile mean over seeds: rows (task, noise, algorithm)."""
-    order = {algorithm.name: place for place, algorithm in enumerate(results.study.algorithms)}
-    wide = results.final().pivot_table(
-        index=[*CELL, "algorithm"],
-        columns="source",
-        values="score",
-        aggfunc=lambda scores: interquartile_mean([np.asarray(scores)]).value,
-        sort=False,
-    )
-    wide = wide.reset_index()
-    wide["place"] = wide["algorithm"].map(order)
-    return wide.sort_values([*CELL, "place"]).drop(columns="place").reset_index(drop=True)
+    final = results.final()
+    wide = final.pivot_table(index=[*CELL, "algorithm"], columns="source", values="score", aggfunc=_iqm, sort=False)
+    # in the domain first; verl logs them as they come
+    inside = final.groupby("source")["in_domain"].any()
+    return _in_order(wide[sorted(inside.index, key=lambda source: (not inside[source], source))], results)
+
+
+def training(results: Results) -> pd.DataFrame:
+    """What the second half of training was like: rows (task, noise, algorithm), means over steps, then over seeds.
+
+    Columns: the reward that was trained on, the reward without its noise, and the share of the returns' variance that
+    the critic explains (noise included; NaN without a critic). A step's reward is that of samples, not of greedy
+    answers.
+    """
+    steps = results.training
+    late = steps[steps["step"] > results.study.steps / 2]
+    late = late.assign(**{CLEAN_REWARD: late[CLEAN_REWARD].fillna(late[REWARD])})
+    keys = [*CELL, "algorithm"]
+    of_runs = late.groupby([*keys, "seed"], sort=False)[[REWARD, CLEAN_REWARD, EXPLAINED]].mean()
+    return _in_order(of_runs.groupby(keys, sort=False).agg(_iqm), results)
+
+
+def _iqm(scores: pd.Series) -> float:
+    return interquartile_mean([scores.to_numpy(dtype=float)]).value
+
+
+def _in_order(wide: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Rows as the study has its tasks, noises and algorithms."""
+    study = results.study
+    places = {
+        "task": {task.name: place for place, task in enumerate(study.tasks)},
+        "noise": {noise.name: place for place, noise in enumerate(study.noises)},
+        "algorithm": {algorithm.name: place for place, algorithm in enumerate(study.algorithms)},
+    }
+    flat = wide.reset_index()
+    flat.columns.name = None
+    return flat.sort_values([*places], key=lambda names: names.map(places[names.name])).reset_index(drop=True)
 
 
 def _columns(name: str, estimate: Estimate) -> dict[str, float]:
