@@ -218,6 +218,17 @@ def test_the_report_has_tables_csv_and_every_figure(study, capsys):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_another_reference_turns_the_comparison_round(study, tmp_path, capsys):
+    command = ["study", "report", str(study.out), "--out", str(tmp_path / "report"), "--reference"]
+    assert main([*command, "dvpo"]) == 0
+    summary = pd.read_csv(tmp_path / "report" / "summary.csv", keep_default_na=False, na_values=[""])
+    row = summary.set_index(["domain", "noise", "algorithm"]).loc[("in", "flip_0.2", "ppo")]
+    ppo, dvpo = (np.array(last_scores(study, name, "flip_0.2", ["demo_addition"])) for name in ("ppo", "dvpo"))
+    assert row["difference"] == pytest.approx(naive_iqm(ppo - dvpo))
+    assert main([*command, "sac"]) == 2
+    assert "reference is 'sac'; it must be one of ['ppo', 'dvpo']" in capsys.readouterr().err
+
+
 def test_runs_of_different_versions_are_not_mixed_silently(study):
     for run in plan(study)[:2]:
         write_json(run.record, {**read_record(run), "versions": {"verl": "0.9.2"}})

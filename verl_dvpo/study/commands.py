@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report = commands.add_parser("report", help="tables, CSV and figures of what is finished")
     report.add_argument("folder", help="folder of the study")
     report.add_argument("--out", help="folder of the report (default: FOLDER/report)")
+    report.add_argument("--reference", help="algorithm to compare the others with, in place of the study's own")
     report.set_defaults(run=_report)
 
 
@@ -45,5 +46,5 @@ def _run(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from verl_dvpo.study.report import write_report
 
-    print(write_report(arguments.folder, arguments.out) / "report.md")
+    print(write_report(arguments.folder, arguments.out, reference=arguments.reference) / "report.md")
     return 0

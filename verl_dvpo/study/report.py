@@ -4,6 +4,7 @@
 Nothing in it depends on when or in how many pieces the study ran, but ``runs.csv``, which has wall times and versions.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,17 +15,25 @@ from verl_dvpo.study.results import Results, load_results
 from verl_dvpo.study.summary import ALL, by_source, curves, summarise, training
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, out: str | Path | None = None, *, reference: str | None = None) -> Path:
     """Writes the report on the study in `folder` and returns its folder, ``<folder>/report`` by default.
 
+    Args:
+        folder: of the study.
+        out: where the report goes.
+        reference: the algorithm that the others are compared with, in place of the study's own.
+
     Raises:
-        ValueError: there is no study with a finished run, or a package of the extra `lab` is missing.
+        ValueError: there is no study with a finished run, the study has no such reference, or a package of the extra
+            `lab` is missing.
     """
     try:
         from verl_dvpo.study import figures
     except ImportError as error:
         raise ValueError(f"reports need the extra lab (pip install 'verl-dvpo[lab]'): {error}") from error
     results = load_results(folder)
+    if reference is not None:
+        results = dataclasses.replace(results, study=dataclasses.replace(results.study, reference=reference))
     out = Path(out) if out is not None else Path(folder) / "report"
     out.mkdir(parents=True, exist_ok=True)
     summary = summarise(results)
