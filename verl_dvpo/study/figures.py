@@ -153,14 +153,13 @@ def _domains(results: Results):
     keys = ["task", "noise", "algorithm"]
     both = table[table["domain"] == "in"].merge(table[table["domain"] == "out"], on=keys, suffixes=("_in", "_out"))
     ends = both[["iqm_in", "iqm_out"]]
-    shared = [ends.min().max(), ends.max().min()]  # where the two ranges overlap
-    if shared[0] >= shared[1]:
-        shared = [ends.min().min(), ends.max().max()]
+    shared = [ends.min().max(), ends.max().min()]  # where the two ranges overlap, if they do
     for row, task in enumerate(study.tasks):
         for column, noise in enumerate(study.noises):
             axis = axes[row, column]
             axis.set_title(f"trained on {task.name}, {_noise_label(noise.name)}", fontsize=10)
-            axis.plot(*[shared] * 2, color="#999999", linewidth=0.8, label="equal scores")
+            if shared[0] < shared[1]:  # a line far from all points would only shrink them
+                axis.plot(*[shared] * 2, color="#999999", linewidth=0.8, label="equal scores")
             if row == len(study.tasks) - 1:
                 axis.set_xlabel("final in-domain score (share in [0, 1])")
             if column == 0:
