@@ -186,6 +186,24 @@ def test_processes_share_a_study_and_no_run_is_done_twice(out):
     assert later.calls == [bad]
 
 
+def test_a_failed_run_that_another_process_tried_again_and_left_is_not_over(out):
+    study = study_of(out, algorithms=["ppo"], seeds=[0])
+    first, second = names(plan(study))
+    run_study(study, train=FakeTrainer(fail=(first, second)), stream=io.StringIO())
+    other = FakeTrainer(kill_at=(1, 2))
+
+    def meanwhile(config, metrics):
+        if not other.calls:
+            with pytest.raises(KeyboardInterrupt):
+                run_study(study, train=other, stream=io.StringIO())
+        trainer(config, metrics)
+
+    trainer = FakeTrainer()
+    run_study(study, train=meanwhile, stream=io.StringIO())
+    assert other.calls == [second]
+    assert trainer.calls == [first, second]
+
+
 def test_who_finds_nothing_left_to_take_says_who_has_it(out, monkeypatch, tmp_path, capsys):
     import argparse
     import contextlib

@@ -70,7 +70,8 @@ def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | Non
     configs = [compose(run) for run in tqdm(pending, desc="checking", unit="run", disable=len(pending) < 8)]
 
     def ended_elsewhere(run: Run) -> bool:
-        return read_record(run) != before[run]
+        # A run that failed before and is tried again has no record in between.
+        return read_record(run) not in (None, before[run])
 
     def steps_done() -> int:
         """Of all runs that are over, whoever ran them."""

@@ -11,6 +11,7 @@ from verl_dvpo.study.statistics import (
     interquartile_mean,
     paired_difference,
     probability_of_improvement,
+    trimmed_mean,
 )
 
 ALL = "all"
@@ -109,7 +110,7 @@ def training(results: Results) -> pd.DataFrame:
 
 
 def _iqm(scores: pd.Series) -> float:
-    return interquartile_mean([scores.to_numpy(dtype=float)]).value
+    return float(trimmed_mean(scores.to_numpy(dtype=float)))
 
 
 def _in_order(wide: pd.DataFrame, results: Results) -> pd.DataFrame:
