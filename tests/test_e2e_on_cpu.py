@@ -6,6 +6,7 @@ Nothing is replaced: what runs here is what a user runs, on a model of a few lay
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,17 +94,36 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
         assert set(expected) <= records[0].keys()
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(demo, tmp_path):
-    """Two steps and one more, with a KL penalty in the reward, against the checkpoint's own record of where it is."""
+@pytest.mark.parametrize("algorithm", ["dvpo", "dfpo"])
+def test_a_run_that_was_stopped_goes_on_where_it_was(algorithm, demo, tmp_path):
+    """Step 3 from the checkpoint of step 2, with a KL penalty in the reward, equals step 3 of a run that went on.
+
+    To the bit, sampled answers and draws of targets included: another process, other orders of arrival, same numbers.
+    """
     kl = ["algorithm.use_kl_in_reward=true", "algorithm.rollout_correction.bypass_mode=false"]
-    _, first, second = steps(demo, tmp_path, "algorithm=dvpo", "trainer.save_freq=2", *kl)
+    keep = ["trainer.save_freq=2", "trainer.max_actor_ckpt_to_keep=2", "trainer.max_critic_ckpt_to_keep=2"]
+    choices = [f"algorithm={algorithm}", "trainer.total_training_steps=3", *keep, *kl]
+    _, first, second, third = steps(demo, tmp_path, *choices)
     assert first["training/rollout_probs_diff_max"] < 1e-5  # sampler and trainer are one model
     assert "actor/reward_kl_penalty" in first
     assert second["critic/rewards/mean"] != second["critic/score/mean"]  # the policy has left its reference
-    assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "2"
-    resumed = steps(demo, tmp_path, "algorithm=dvpo", "trainer.resume_mode=auto", "trainer.total_training_steps=3", *kl)
-    trained = [record["training/global_step"] for record in resumed if "training/global_step" in record]
-    assert trained == [3]
+    saved = tmp_path / "checkpoints"
+    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "3"
+    shutil.rmtree(saved / "global_step_3")
+    (saved / "latest_checkpointed_iteration.txt").write_text("2")
+    (again,) = [
+        record
+        for record in steps(demo, tmp_path, *choices, "trainer.resume_mode=auto")
+        if "training/global_step" in record
+    ]
+    assert again["training/global_step"] == 3
+    of_the_machine = ("timing", "perf/", "actor/perf/", "critic/perf/")
+    assert {
+        name: (value, again.get(name))
+        for name, value in third.items()
+        if value != again.get(name) and not name.startswith(of_the_machine)
+    } == {}
+    assert third["actor/grad_norm"] > 0
 
 
 def test_a_dialogue_is_trained_on_what_the_policy_said(tmp_path):

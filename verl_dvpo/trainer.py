@@ -5,6 +5,8 @@ What differs from verl's: the critic role is played by our worker, values reach 
 ingredients (gamma, lam, step) reach the critic, and rewards are checked before anything learns from them.
 """
 
+import itertools
+import uuid
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_to_nested
 
 #: The estimators that need values of our critic handed over by the trainer.
@@ -53,6 +56,16 @@ ACTOR_FIELDS = (
 )
 
 
+def in_order(keys: list[str]) -> list[int]:
+    """Positions that sort verl's names of samples, ``<uid>_<number of the answer>_<number of its part>``."""
+
+    def place(i: int) -> tuple[str, int, int]:
+        uid, session, part = keys[i].rsplit("_", 2)
+        return uid, int(session), int(part)
+
+    return sorted(range(len(keys)), key=place)
+
+
 class DistributionalCriticMixin(PPOTrainer):
     """The differences, on top of any of verl's trainers. ``base_mode`` is that trainer's own name."""
 
@@ -65,6 +78,7 @@ class DistributionalCriticMixin(PPOTrainer):
             self.settings = config.trainer.v1.get(mode, {})
             config.trainer.v1.trainer_mode = self.base_mode
         super().__init__(config)
+        self.fetched = itertools.count()
 
     def _build_replay_buffer(self) -> Any:
         """verl's buffer, asking TransferQueue every ``poll_interval`` seconds instead of every 2."""
@@ -80,6 +94,18 @@ class DistributionalCriticMixin(PPOTrainer):
 
             workers: dict[Role, Any] = self.role_worker_mapping
             workers[Role.Critic] = ray.remote(DistributionalCriticWorker)
+
+    def _fetch_one_gen_batch(self) -> TensorDict:
+        """verl's own, with names of the prompts that sort in the order of the data; see `in_order`."""
+        batch = super()._fetch_one_gen_batch()
+        names = [f"{self.global_steps:08d}-{next(self.fetched):08d}-{uuid.uuid4().hex[:12]}" for _ in range(len(batch))]
+        tu.assign_non_tensor_stack(batch, "uid", names)
+        return batch
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """verl's own, from an order that does not depend on which answer came first; sums of floats do."""
+        batch.reorder(in_order(batch.keys))
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _asking_for(self, batch: KVBatchMeta, fields: tuple[str, ...]) -> KVBatchMeta:
         """``batch`` with the fields that the next worker call fetches; absent ones are passed over.

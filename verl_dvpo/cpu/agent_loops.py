@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agent loops with less Python per sample: ``rollout.agent.agent_loop_manager_class`` of ``platform=cpu``.
+"""Agent loops with less Python per sample, and with answers that repeat: ``rollout.agent.agent_loop_manager_class`` of
+``platform=cpu``.
 
 Around a small model on a small machine that Python, 7 ms a sample, costs more than the generation. Of verl 0.9.1:
 
@@ -12,9 +13,16 @@ Around a small model on a small machine that Python, 7 ms a sample, costs more t
   class, whose configuration is its name and nothing else, is called.
 - each sample asks an actor for a server and tells it when done (workers/rollout/llm_server.py, lines 72 and 88). Here
   that is asked once, where there is one server.
+
+verl draws all samples from one stream of random numbers, in the order in which requests happen to arrive, or, with
+``rollout.full_determinism``, gives all requests one seed, equal answers of one prompt included
+(workers/rollout/vllm_rollout/vllm_async_server.py, line 627). Here each request has a seed of its own, a function of
+``rollout.seed``, the step, the row of the data, the number of the answer, and the tokens before it. vLLM's CPU engine
+gives a request the same tokens and probabilities whatever else is in its batch, so a sample can be drawn again.
 """
 
 import asyncio
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable
@@ -124,8 +132,24 @@ def make_agent_loop(config: Any, **kwargs: Any) -> Any:
     return hydra.utils.instantiate(config=config, **kwargs)
 
 
-class OneServerClient(LLMServerClient):
-    """verl's client where there is one server: no balancing."""
+def derived_seed(*parts: object) -> int:
+    """A seed in [0, 2^48), equal in every process for parts of equal ``repr``."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "little")
+
+
+class SeededClient(LLMServerClient):
+    """verl's client; a seed in the sampling parameters becomes that of one request, so that turns draw apart."""
+
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        if (seed := sampling_params.get("seed")) is not None:
+            sampling_params = {**sampling_params, "seed": derived_seed(seed, list(prompt_ids))}
+        return await super().generate(request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, **kwargs)
+
+
+class OneServerClient(SeededClient):
+    """The same where there is one server: no balancing."""
 
     _server: tuple[str, Any] | None = None
 
@@ -162,8 +186,14 @@ class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # 
         loops.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=make_agent_loop))
         if self.reward_loop_worker_handles is not None and not self.config.reward.reward_model.enable:
             self.reward_loop_worker_handles = [InProcessReward(self.config)]
-        if type(self.llm_client) is LLMServerClient and has_one_server(self.config):
-            self.llm_client.__class__ = OneServerClient
+        if type(self.llm_client) is LLMServerClient:
+            self.llm_client.__class__ = OneServerClient if has_one_server(self.config) else SeededClient
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        rollout = self.config.actor_rollout_ref.rollout
+        place = [trajectory[part] for part in ("step", "validate", "sample_index")]
+        seed = derived_seed(rollout.seed, *map(str, place), kwargs["session_id"])
+        return await super()._run_agent_loop({**sampling_params, "seed": seed}, trajectory, **kwargs)
 
 
 class CPUAgentLoopManager(AgentLoopManagerTQ):
