@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agent loops with less Python per sample, and with answers that repeat: ``rollout.agent.agent_loop_manager_class`` of
-``platform=cpu``.
+"""``agent_loop_manager_class`` of ``platform=cpu``: less Python per sample, and answers that repeat.
 
-Around a small model on a small machine that Python, 7 ms a sample, costs more than the generation. Of verl 0.9.1:
+Around a small model on a small machine verl's Python, 7 ms a sample, costs more than the generation. Of verl 0.9.1:
 
 - each sample is written to TransferQueue by itself (trainer/ppo/v1/agent_loop_tq.py, line 222), with four messages and
   a tensordict of one row, and each prompt's status twice (lines 110 and 143). Here, what is to be written within a few
@@ -15,7 +14,7 @@ Around a small model on a small machine that Python, 7 ms a sample, costs more t
   that is asked once, where there is one server.
 
 verl draws all samples from one stream of random numbers, in the order in which requests happen to arrive, or, with
-``rollout.full_determinism``, gives all requests one seed, equal answers of one prompt included
+``rollout.full_determinism``, gives all requests one seed, those of one prompt included
 (workers/rollout/vllm_rollout/vllm_async_server.py, line 627). Here each request has a seed of its own, a function of
 ``rollout.seed``, the step, the row of the data, the number of the answer, and the tokens before it. vLLM's CPU engine
 gives a request the same tokens and probabilities whatever else is in its batch, so a sample can be drawn again.
