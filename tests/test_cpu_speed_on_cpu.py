@@ -2,14 +2,18 @@
 """What platform=cpu does faster than verl gives what verl gives."""
 
 import asyncio
+import time
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.utils import seqlen_balancing, tensordict_utils
 
-from verl_dvpo.cpu import patches
+from verl_dvpo.cpu import agent_loops, patches
 from verl_dvpo.cpu.agent_loops import GatheredQueue, Gatherer, has_one_server, make_agent_loop
 
 
@@ -135,6 +139,37 @@ def test_rows_arrive_as_verl_would_have_put_them_one_by_one():
     assert [row.tolist() for row in fields["ids"].unbind()] == [[0, 1, 2], [0, 1, 2, 3, 4]]
     assert list(fields["text"]) == ["a", "b"]
     assert tags == [{"n": 0}, {"n": 1}]
+
+
+def test_a_reward_sees_the_fields_of_its_own_answer(monkeypatch):
+    """The answers to a prompt share the row; verl's manager writes each one's fields into it, and scores later."""
+
+    def compute_score(data_source, solution_str, ground_truth, extra_info):
+        time.sleep(0.01)
+        return float(extra_info["answer"])
+
+    async def ask(count: int) -> list[float]:
+        manager = NaiveRewardManager(None, SimpleNamespace(decode=lambda *_, **__: ""), compute_score)
+        monkeypatch.setattr(
+            agent_loops, "RewardLoopWorker", lambda config: SimpleNamespace(compute_score=manager.run_single)
+        )
+        rewards = agent_loops.InProcessReward(None)
+        row = {"data_source": "any", "reward_model": {"ground_truth": "1"}, "extra_info": {"index": 3}}
+
+        def sample(answer: int) -> DataProto:
+            return DataProto.from_dict(
+                tensors={"responses": torch.ones(1, 2).long(), "attention_mask": torch.ones(1, 4).long()},
+                non_tensors={
+                    **{name: np.array([value]) for name, value in row.items()},
+                    "tool_extra_fields": np.array([{"answer": answer}], dtype=object),
+                },
+            )
+
+        found = await asyncio.gather(*(rewards.compute_score.remote(sample(i)) for i in range(count)))
+        assert row["extra_info"] == {"index": 3}
+        return [each["reward_score"] for each in found]
+
+    assert asyncio.run(ask(8)) == list(range(8))
 
 
 class Loop:

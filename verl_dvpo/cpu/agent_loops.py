@@ -21,6 +21,8 @@ gives a request the same tokens and probabilities whatever else is in its batch,
 """
 
 import asyncio
+import copy
+import dataclasses
 import hashlib
 import math
 from collections import defaultdict
@@ -118,10 +120,19 @@ class InProcess:
 
 
 class InProcessReward:
-    """Stands for the handle of a reward worker."""
+    """Stands for the handle of a reward worker.
+
+    Each call gets a copy of its sample, as one does that is sent away: verl's managers write into ``extra_info``
+    (experimental/reward_loop/reward_manager/naive.py, line 47 of 0.9.1), and the answers to a prompt share the row's.
+    """
 
     def __init__(self, config: Any) -> None:
-        self.compute_score = InProcess(RewardLoopWorker(config).compute_score)
+        self._worker = RewardLoopWorker(config)
+        self.compute_score = InProcess(self._compute_score)
+
+    async def _compute_score(self, data: Any) -> Any:
+        own = dataclasses.replace(data, non_tensor_batch=copy.deepcopy(data.non_tensor_batch))
+        return await self._worker.compute_score(own)
 
 
 def make_agent_loop(config: Any, **kwargs: Any) -> Any:
