@@ -6,7 +6,6 @@ ingredients (gamma, lam, step) reach the critic, and rewards are checked before 
 """
 
 import itertools
-import uuid
 from typing import Any
 
 import numpy as np
@@ -96,9 +95,9 @@ class DistributionalCriticMixin(PPOTrainer):
             workers[Role.Critic] = ray.remote(DistributionalCriticWorker)
 
     def _fetch_one_gen_batch(self) -> TensorDict:
-        """verl's own, with names of the prompts that sort in the order of the data; see `in_order`."""
+        """verl's own; what sorts its prompts in the order of the data stands before their names, see `in_order`."""
         batch = super()._fetch_one_gen_batch()
-        names = [f"{self.global_steps:08d}-{next(self.fetched):08d}-{uuid.uuid4().hex[:12]}" for _ in range(len(batch))]
+        names = [f"{self.global_steps:08d}-{next(self.fetched):08d}-{uid}" for uid in batch["uid"]]
         tu.assign_non_tensor_stack(batch, "uid", names)
         return batch
 
