@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def _demo_data(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.demo.__main__ import add_arguments, run
+    from verl_dvpo.bench.demo.__main__ import add_arguments, run
 
     add_arguments(parser)
     parser.set_defaults(run=run)
@@ -21,8 +21,8 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, for example algorithm=ppo")
 
     def run(arguments: argparse.Namespace) -> int:
-        from verl_dvpo.demo.prepare import prepare_demo
-        from verl_dvpo.demo.run import run_demo
+        from verl_dvpo.bench.demo.prepare import prepare_demo
+        from verl_dvpo.bench.demo.run import run_demo
 
         return run_demo(prepare_demo(arguments.data), arguments.out, arguments.overrides)
 
@@ -30,19 +30,19 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _domains(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.domains.commands import add_arguments
+    from verl_dvpo.bench.domains.commands import add_arguments
 
     add_arguments(parser)
 
 
 def _study(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.study.commands import add_arguments
+    from verl_dvpo.bench.study.commands import add_arguments
 
     add_arguments(parser)
 
 
 def _lab(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.lab.__main__ import add_arguments
+    from verl_dvpo.bench.lab.__main__ import add_arguments
 
     add_arguments(parser)
 

@@ -40,12 +40,12 @@ def _register_search_path() -> None:
 
 
 def _register_rollout_adapter(base: ModuleType) -> None:
-    base._ROLLOUT_REGISTRY[("vllm_cpu", "async")] = "verl_dvpo.cpu.rollout.CPUServerAdapter"
+    base._ROLLOUT_REGISTRY[("vllm_cpu", "async")] = "verl_dvpo.platforms.cpu.rollout.CPUServerAdapter"
 
 
 def _register_rollout_replica(replica: ModuleType) -> None:
     def load() -> type:
-        from verl_dvpo.cpu.rollout import VLLMCPUReplica
+        from verl_dvpo.platforms.cpu.rollout import VLLMCPUReplica
 
         return VLLMCPUReplica
 
@@ -53,22 +53,24 @@ def _register_rollout_replica(replica: ModuleType) -> None:
 
 
 def _register_dialogue(agent_loop: ModuleType) -> None:
-    agent_loop._agent_loop_registry["dialogue_agent"] = {"_target_": "verl_dvpo.domains.agent_loop.DialogueAgentLoop"}
+    agent_loop._agent_loop_registry["dialogue_agent"] = {
+        "_target_": "verl_dvpo.bench.domains.agent_loop.DialogueAgentLoop"
+    }
 
 
 def _on_cpu(function: str) -> Callable[[ModuleType], None]:
-    """Calls ``verl_dvpo.cpu.patches.<function>`` where the CPU platform was asked for, and nothing elsewhere."""
+    """Calls ``verl_dvpo.platforms.cpu.patches.<function>`` where the CPU platform was asked for."""
 
     def hook(module: ModuleType) -> None:
         if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-            getattr(importlib.import_module("verl_dvpo.cpu.patches"), function)(module)
+            getattr(importlib.import_module("verl_dvpo.platforms.cpu.patches"), function)(module)
 
     return hook
 
 
 # Module of verl -> what to do once it is there.
 HOOKS: tuple[tuple[str, Callable[[ModuleType], None]], ...] = (
-    ("verl.plugin.platform.platform_manager", _import("verl_dvpo.cpu.platform")),
+    ("verl.plugin.platform.platform_manager", _import("verl_dvpo.platforms.cpu.platform")),
     ("verl.utils.config", _install("verl_dvpo.preflight")),
     ("verl.utils.distributed", _on_cpu("use_gloo")),
     ("verl.utils.seqlen_balancing", _on_cpu("skip_single_partitions")),
@@ -94,7 +96,7 @@ def register() -> None:
     for module, hook in HOOKS:
         register_post_import_hook(hook, module)
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-        from verl_dvpo.cpu import distribution
+        from verl_dvpo.platforms.cpu import distribution
 
         distribution.install()
 

@@ -126,7 +126,7 @@ def _check_platform(config: DictConfig) -> None:
     os.environ["VERL_PLATFORM"] = "cpu"
     from verl.plugin.platform.platform_manager import set_platform
 
-    from verl_dvpo.cpu.platform import PlatformCPU
+    from verl_dvpo.platforms.cpu.platform import PlatformCPU
 
     set_platform(PlatformCPU())
     with open_dict(config):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two data-parallel ranks; run by test_ranks_on_cpu.py in a process of its own."""
+"""One of two data-parallel ranks; run by test_ranks.py in a process of its own."""
 
 import sys
 

@@ -15,13 +15,13 @@ from verl.workers.config import FSDPCriticConfig, HFModelConfig
 
 from verl_dvpo.critic.head import ACTIVATIONS
 from verl_dvpo.distributional.config import DVPOLossConfig
-from verl_dvpo.distributional.families.base import ValueFamily
-from verl_dvpo.distributional.families.flow_config import FlowConfig
-from verl_dvpo.distributional.families.quantile_ensemble import QuantileEnsembleFamily
-from verl_dvpo.distributional.families.robust_bellman import RobustBellmanFamily
-from verl_dvpo.distributional.families.scalar import ScalarFamily
-from verl_dvpo.distributional.families.scalar_ensemble import ScalarEnsembleFamily
-from verl_dvpo.distributional.families.value_flow import ValueFlowFamily
+from verl_dvpo.families.base import ValueFamily
+from verl_dvpo.families.flow_config import FlowConfig
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
+from verl_dvpo.families.robust_bellman import RobustBellmanFamily
+from verl_dvpo.families.scalar import ScalarFamily
+from verl_dvpo.families.scalar_ensemble import ScalarEnsembleFamily
+from verl_dvpo.families.value_flow import ValueFlowFamily
 
 PREFIX = "critic.dvpo"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
-from verl_dvpo.distributional.families.base import ValueFamily
+from verl_dvpo.families.base import ValueFamily
 
 #: Where transformers' token classifiers keep their last layer.
 HEAD_NAMES = ("score", "classifier")

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from verl_dvpo.distributional.families.base import Reduce, ValueFamily
+from verl_dvpo.families.base import Reduce, ValueFamily
 
 
 class KeptSamples:

@@ -35,7 +35,7 @@ ROW = "dvpo_row"
 
 
 class DistributionalCriticWorker(TrainingWorker):
-    """verl's training worker around a :class:`~verl_dvpo.distributional.families.base.ValueFamily`."""
+    """verl's training worker around a :class:`~verl_dvpo.families.base.ValueFamily`."""
 
     model_config: Any
     engine: Any

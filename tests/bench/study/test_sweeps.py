@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweeps as Hydra runs them, with a training that takes no time: which runs there are, and what is optimised."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from verl_dvpo import train
+from verl_dvpo.critic.config import family_config
+
+CONFIG = Path(__file__).parents[3] / "config"
+TERMS = ("consistency", "cvar", "gain", "shift", "shape", "curvature")
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Runs ``python -m verl_dvpo.train`` with overrides; returns the fields of critic.dvpo of each run."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str, score=lambda dvpo: 0.5) -> list[dict]:
+        runs: list[dict] = []
+
+        def fake(config, metrics):
+            dvpo = OmegaConf.to_container(config.critic.dvpo, resolve=True)
+            assert isinstance(dvpo, dict)
+            family_config(**{name: value for name, value in dvpo.items() if name != "_target_"})
+            assert (config.trainer.save_freq, config.trainer.resume_mode) == (-1, "disable")
+            assert metrics.parent.parent == tmp_path / "sweep"
+            runs.append(dvpo)
+            return score(dvpo)
+
+        monkeypatch.setattr(train, "run", fake)
+        monkeypatch.delenv(train.METRICS_ENV, raising=False)
+        arguments = ["platform=cpu", "+task=demo", f"hydra.sweep.dir={tmp_path / 'sweep'}", *overrides]
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        GlobalHydra.instance().clear()
+        train.main()
+        return runs
+
+    return run
+
+
+def test_risk_weights_and_densities_are_the_papers(sweep):
+    assert [run["coef"]["risk"] for run in sweep("+sweep=risk_weight")] == [0, 0.05, 0.1, 0.2]
+    assert [run["num_quantiles"] for run in sweep("+sweep=quantile_density")] == [50, 100, 200, 500]
+
+
+@pytest.mark.parametrize("algorithm", ["dvpo", "dvpo_calibrated"])
+def test_the_ladder_adds_terms_and_ends_with_the_algorithm_itself(sweep, algorithm):
+    runs = sweep("+sweep=loss_ladder", f"algorithm={algorithm}")
+    whole = sweep("+sweep=base", f"algorithm={algorithm}")
+    active = [{term for term in TERMS if run["coef"][term] > 0} for run in runs]
+    possible = {term for term in TERMS if whole[0]["coef"][term] > 0}
+    rungs: list[set] = [set()]
+    for terms in ({"consistency"}, {"cvar", "gain"}, {"shift"}, {"shape", "curvature"}):
+        rungs.append(rungs[-1] | terms)
+    assert active == [rung & possible for rung in rungs]
+    assert len({run["coef"]["risk"] for run in runs}) == 1
+    assert runs[-1] == whole[0]
+
+
+def test_optuna_finds_what_scores_highest(sweep):
+    """A score with its maximum at risk 0.05 and 100 quantiles."""
+    pytest.importorskip("optuna")
+
+    def score(dvpo):
+        return -abs(dvpo["coef"]["risk"] - 0.05) - (0.0 if dvpo["num_quantiles"] == 100 else 0.1)
+
+    runs = sweep("+sweep=optuna", "hydra.sweeper.n_trials=25", score=score)
+    assert len(runs) == 25
+    assert all(0 <= run["coef"]["risk"] <= 0.2 and run["num_quantiles"] in (50, 100, 200, 500) for run in runs)
+    best = OmegaConf.load("sweep/optimization_results.yaml")
+    assert best.best_value == pytest.approx(max(map(score, runs)))
+    assert best.best_params["critic.dvpo.num_quantiles"] == 100
+    assert best.best_params["critic.dvpo.coef.risk"] == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_objective_is_the_last_validations_mean(tmp_path):
+    records = [
+        {"step": 0, "data": {"val-core/a/acc/mean@1": 0.9}},
+        {"step": 2, "data": {"val-core/a/acc/mean@1": 0.25, "val-core/b/acc/mean@1": 0.75, "val-aux/a/x/mean@1": 9}},
+        {"step": 3, "data": {"critic/score/mean": 1.0}},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert train.last_score(path) == 0.5
+    assert train.last_score(path, ["b"]) == 0.75
+    with pytest.raises(ValueError, match=r"objective names the data sources \['c'\]; the validation has \['a', 'b'\]"):
+        train.last_score(path, ["a", "c"])
+    assert train.last_score(tmp_path / "nothing.jsonl", ["a"]) is None
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "science", "dialogue"])
+def test_a_domain_is_swept_for_its_own_score(task):
+    config = OmegaConf.load(CONFIG / "task" / f"{task}.yaml")
+    assert config.objective == [task]
+
+
+def test_every_sweep_that_ships_is_tested_here():
+    assert {file.stem for file in (CONFIG / "sweep").glob("*.yaml")} == {
+        "base", "loss_ladder", "optuna", "quantile_density", "risk_weight"
+    }  # fmt: skip

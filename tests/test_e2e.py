@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""verl's own trainer, Ray, TransferQueue, FSDP2 and vLLM, for two steps of every algorithm, on one Ray.
+
+Nothing is replaced: what runs here is what a user runs, on a model of a few layers that has learned nothing.
+"""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from test_configs import compose_config, names
+
+from verl_dvpo import train
+from verl_dvpo.bench.demo.__main__ import main as demo_data
+from verl_dvpo.cli import main as command
+
+pytestmark = pytest.mark.e2e
+
+QUANTILES = ["critic/quantile/q10", "critic/quantile/q50", "critic/quantile/q90", "critic/quantile/crossing_fraction"]
+SHORT = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "critic.ppo_mini_batch_size=4",
+    "trainer.logger=[console]",
+    "trainer.total_training_steps=2",
+    "trainer.test_freq=2",
+    "trainer.save_freq=-1",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    assert demo_data(["--out", str(folder), "--tiny"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    """What `run_ppo` starts, once; it takes a Ray that is there."""
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    config = compose_config("dvpo_trainer", "platform=cpu")
+    settings = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    runtime_env = get_ppo_ray_runtime_env(config)
+    runtime_env["env_vars"] |= settings.pop("runtime_env")["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
+    ray.init(**settings, runtime_env=runtime_env)
+    yield
+    ray.shutdown()
+
+
+def steps(demo: Path, folder: Path, *overrides: str) -> list[dict]:
+    """Runs and returns verl's records, one a step, the validation before the first included."""
+    return run(folder, "+task=demo", f"demo.dir={demo}", *overrides)
+
+
+def run(folder: Path, *overrides: str) -> list[dict]:
+    """The same for any task."""
+    checkpoints = f"trainer.default_local_dir={folder}/checkpoints"
+    config = compose_config("dvpo_trainer", "platform=cpu", checkpoints, *overrides[:2], *SHORT, *overrides[2:])
+    assert train.run(config, folder / "metrics.jsonl") is not None
+    return [json.loads(line)["data"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("algorithm", names("algorithm"))
+def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
+    before, *records = steps(demo, tmp_path, f"algorithm={algorithm}")
+    assert "val-core/demo_addition/acc/mean@1" in before
+    assert len(records) == 2
+    for record in records:
+        assert all(math.isfinite(value) for value in record.values())
+        assert record["actor/grad_norm"] >= 0
+        assert {"critic/score/mean", "response_length/mean", "timing_s/gen", "timing_s/update_actor"} <= record.keys()
+    with_critic = compose_config("dvpo_trainer", f"algorithm={algorithm}").critic.enable
+    if not with_critic:
+        assert not any("vf_loss" in name for name in records[0])
+        return
+    assert {"critic/vf_loss", "critic/vf_explained_var", "critic/values/mean", "timing_s/update_critic"} <= records[
+        0
+    ].keys()
+    assert records[0]["critic/grad_norm"] > 0
+    if algorithm == "dvpo":
+        coef = compose_config("dvpo_trainer", "algorithm=dvpo").critic.dvpo.coef
+        terms = ["quantile", *(term for term, value in coef.items() if value > 0)]
+        assert len(terms) >= 6
+        expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in terms)]
+        assert set(expected) <= records[0].keys()
+
+
+@pytest.mark.parametrize("algorithm", ["dvpo", "dfpo"])
+def test_a_run_that_was_stopped_goes_on_where_it_was(algorithm, demo, tmp_path):
+    """Step 3 from the checkpoint of step 2, with a KL penalty in the reward, equals step 3 of a run that went on.
+
+    To the bit, sampled answers and draws of targets included: another process, other orders of arrival, same numbers.
+    """
+    kl = ["algorithm.use_kl_in_reward=true", "algorithm.rollout_correction.bypass_mode=false"]
+    keep = ["trainer.save_freq=2", "trainer.max_actor_ckpt_to_keep=2", "trainer.max_critic_ckpt_to_keep=2"]
+    choices = [f"algorithm={algorithm}", "trainer.total_training_steps=3", *keep, *kl]
+    _, first, second, third = steps(demo, tmp_path, *choices)
+    assert first["training/rollout_probs_diff_max"] < 1e-5  # sampler and trainer are one model
+    assert "actor/reward_kl_penalty" in first
+    assert second["critic/rewards/mean"] != second["critic/score/mean"]  # the policy has left its reference
+    saved = tmp_path / "checkpoints"
+    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "3"
+    shutil.rmtree(saved / "global_step_3")
+    (saved / "latest_checkpointed_iteration.txt").write_text("2")
+    (again,) = [
+        record
+        for record in steps(demo, tmp_path, *choices, "trainer.resume_mode=auto")
+        if "training/global_step" in record
+    ]
+    assert again["training/global_step"] == 3
+    of_the_machine = ("timing", "perf/", "actor/perf/", "critic/perf/")
+    assert {
+        name: (value, again.get(name))
+        for name, value in third.items()
+        if value != again.get(name) and not name.startswith(of_the_machine)
+    } == {}
+    assert third["actor/grad_norm"] > 0
+
+
+def test_a_dialogue_is_trained_on_what_the_policy_said(tmp_path):
+    """The user's tokens have probability 1 in the rollout's records: were they trained on, the trainer would differ."""
+    data = tmp_path / "data"
+    assert command(["domains", "--tiny", "--out", str(data)]) == 0
+    before, *records = run(
+        tmp_path,
+        "+task=dialogue",
+        f"domains.dir={data}",
+        "algorithm=dvpo",
+        "algorithm.rollout_correction.bypass_mode=false",
+    )
+    for record in (before, records[-1]):
+        rates = [record[f"val-aux/dialogue/{rate}/mean@1"] for rate in ("tcr", "acr", "gcr")]
+        assert all(0.0 <= rate <= 1.0 for rate in rates)
+        domains = [f"{name}{suffix}" for name in ("arithmetic", "science", "dialogue") for suffix in ("", "_shifted")]
+        assert {f"val-core/{domain}/acc/mean@1" for domain in domains} <= record.keys()
+    for record in records:
+        assert record["num_turns/max"] >= 4  # the policy spoke, the user, and the policy again
+        assert record["training/rollout_probs_diff_max"] < 1e-4
+        assert math.isfinite(record["critic/vf_loss"])
+
+
+def test_a_search_maximises_the_last_validation(demo, tmp_path, monkeypatch):
+    """Two trials of Optuna's, each a training run of its own on one Ray."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(train.METRICS_ENV, raising=False)
+    search = ["+sweep=optuna", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={tmp_path}/sweep", "algorithm=dvpo"]
+    fixed = ["platform=cpu", "+task=demo", f"demo.dir={demo}", f"trainer.default_local_dir={tmp_path}/checkpoints"]
+    monkeypatch.setattr(sys, "argv", ["train", *search, *fixed, *SHORT])
+    GlobalHydra.instance().clear()
+    train.main()
+    runs = sorted((tmp_path / "sweep").glob("[0-9]*"))
+    scores = [train.last_score(each / "metrics.jsonl") for each in runs]
+    risks = [OmegaConf.load(each / ".hydra" / "config.yaml").critic.dvpo.coef.risk for each in runs]
+    assert len(set(risks)) == len(scores) == 2
+    found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert found.best_value == max(scores)
+
+
+def test_noise_is_in_the_training_and_not_in_the_validation(demo, tmp_path):
+    """Every label flipped: what the critic sees is one minus what was deserved, for every sample."""
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, **kwargs):\n"
+        "    return float(len(solution_str) % 3 == 0)\n"
+    )
+    before, *records = steps(
+        demo,
+        tmp_path,
+        "algorithm=ppo",
+        "noise=flip",
+        "noise.rate=1.0",
+        f"reward.custom_reward_function.path={reward}",
+    )
+    for record in records:
+        assert record["critic/score/mean"] == pytest.approx(1.0 - record["noise/clean_score/mean"])
+        assert record["noise/corrupted/mean"] == 1.0
+    assert not any(name.startswith("noise/") for name in before)
+
+
+def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, **kwargs):\n    return float('nan')\n"
+    )
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"not finite for .* samples; uids: "):
+        steps(
+            demo,
+            tmp_path,
+            f"reward.custom_reward_function.path={reward}",
+            "trainer.val_before_train=false",
+            "trainer.save_freq=1",
+        )
+    assert not list((tmp_path / "checkpoints").glob("global_step_*"))

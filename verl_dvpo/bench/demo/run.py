@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs verl's ``main_ppo`` on the demo, shows a line per step, and says what came of it.
+
+The run is verl's own, in a process of its own; this module only reads the metrics that verl writes as JSON lines.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from verl_dvpo.bench.demo.prepare import DemoFolder
+
+ACCURACY = "val-core/demo_addition/acc/mean@1"
+
+# Heading -> verl's metric. What a run has no critic for is left blank.
+COLUMNS = {
+    "reward": "critic/score/mean",
+    "length": "response_length/mean",
+    "value": "critic/values/mean",
+    "expl.var": "critic/vf_explained_var",
+    "q10": "critic/quantile/q10",
+    "q50": "critic/quantile/q50",
+    "q90": "critic/quantile/q90",
+    "crossing": "critic/quantile/crossing_fraction",
+    "heads std": "critic/ensemble/std",
+    "vf loss": "critic/vf_loss",
+    "s/step": "timing_s/step",
+}
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where one run leaves its traces.
+
+    Attributes:
+        folder: of the run.
+        log: everything that verl printed.
+        metrics: JSON lines, one a step.
+        tensorboard: folder for TensorBoard.
+        checkpoints: folder of verl's checkpoints.
+    """
+
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "train.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> int:
+    """Trains on the demo and prints what happens.
+
+    Args:
+        demo: model and data.
+        folder: of the run; made if needed.
+        overrides: Hydra overrides after ours, for example ``algorithm=ppo``.
+
+    Returns:
+        The exit status of ``main_ppo``.
+    """
+    paths = RunPaths(Path(folder).resolve())
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    paths.metrics.unlink(missing_ok=True)
+    command = [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", "platform=cpu", "+task=demo"),
+        *(f"demo.dir={demo.model.parent.resolve()}", f"trainer.default_local_dir={paths.checkpoints}"),
+        f"hydra.run.dir={paths.folder / 'hydra'}",
+        *overrides,
+    ]
+    print(f"log of everything: {paths.log}\n$ {' '.join(['python', *command[1:]])}\n", flush=True)
+    environment = {
+        **os.environ,
+        "VERL_PLATFORM": "cpu",
+        "VERL_FILE_LOGGER_PATH": str(paths.metrics),
+        "TENSORBOARD_DIR": str(paths.tensorboard),
+        # Ray's workers are niced by 15 otherwise, and wait for every other program.
+        "RAY_worker_niceness": "0",
+    }
+    started = time.monotonic()
+    with open(paths.log, "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        before = signal.signal(signal.SIGTERM, _exit)  # so that the training below ends too
+        try:
+            show(follow(paths.metrics, process))
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            status = process.wait()
+            signal.signal(signal.SIGTERM, before)
+    if status == 0:
+        status = summarise(paths, time.monotonic() - started)
+    if status != 0:
+        print(f"\nthe run failed with exit status {status}; the end of {paths.log}:\n", file=sys.stderr)
+        print("\n".join(paths.log.read_text(errors="replace").splitlines()[-25:]), file=sys.stderr)
+    return status
+
+
+def _exit(number: int, frame: Any) -> None:
+    """A signal handler that lets `finally` clauses run."""
+    sys.exit(128 + number)
+
+
+def follow(metrics: Path, process: subprocess.Popen) -> Iterator[dict[str, Any]]:
+    """Yields verl's records ``{"step", "data"}`` as they are written, until the process has ended."""
+    position, rest = 0, b""
+    while True:
+        ended = process.poll() is not None
+        if metrics.exists():
+            with open(metrics, "rb") as file:
+                file.seek(position)
+                chunk = file.read()
+            position += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+        if ended:
+            return
+        time.sleep(0.3)
+
+
+def show(records: Iterator[dict[str, Any]]) -> None:
+    """A table with one line per step, under a bar that counts the time of starting up."""
+    progress = tqdm(bar_format="{desc} {elapsed}", desc="starting Ray, vLLM, actor and critic")
+    heading = "step " + " ".join(f"{name:>9}" for name in COLUMNS)
+    for record in records:
+        data = record["data"]
+        if ACCURACY in data and "timing_s/step" not in data:
+            progress.write(f"validation accuracy before training: {data[ACCURACY]:.3f}\n{heading}")
+        if "timing_s/step" in data:
+            cells = (data.get(metric) for metric in COLUMNS.values())
+            progress.write(f"{record['step']:>4} " + " ".join(" " * 9 if x is None else f"{x:9.3f}" for x in cells))
+            if ACCURACY in data:
+                progress.write(f"validation accuracy after step {record['step']}: {data[ACCURACY]:.3f}")
+        progress.set_description_str(f"step {record['step']}", refresh=True)
+    progress.close()
+
+
+def summarise(paths: RunPaths, seconds: float) -> int:
+    """Prints accuracy before and after and where everything is; 1 if the run left no validation behind."""
+    records = [json.loads(line) for line in paths.metrics.read_bytes().splitlines()]
+    accuracies = [(record["step"], record["data"][ACCURACY]) for record in records if ACCURACY in record["data"]]
+    if len(accuracies) < 2:
+        print(f"{paths.metrics} holds {len(accuracies)} validations; before and after were expected", file=sys.stderr)
+        return 1
+    (_, before), (last, after) = accuracies[0], accuracies[-1]
+    times = sorted(record["data"]["timing_s/step"] for record in records if "timing_s/step" in record["data"])
+    print(f"\nvalidation accuracy (greedy, clean reward): {before:.3f} before, {after:.3f} after {last} steps", end="")
+    print(f" ({after - before:+.3f})")
+    print(f"time: {seconds:.0f} s in all, {times[len(times) // 2]:.2f} s a step (median)")
+    print(f"log:          {paths.log}\nmetrics:      {paths.metrics}")
+    print(f"TensorBoard:  tensorboard --logdir {paths.tensorboard}")
+    saved = sorted(paths.checkpoints.glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
+    print(f"checkpoint:   {saved[-1] if saved else 'none: trainer.save_freq is off'}")
+    return 0

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The critics that the lab trains, each by a name: family, target kind, levels, κ, terms, form of the constraints.
+
+A new family is one line of `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from verl_dvpo.distributional import CONSTRAINT_TERMS, TERMS, DVPOLossConfig
+from verl_dvpo.distributional.config import DEFAULT_COEF, DEFAULT_LEVEL_COEF, LEVEL_TERMS
+from verl_dvpo.families.base import ValueFamily
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
+from verl_dvpo.families.robust_bellman import RobustBellmanFamily
+from verl_dvpo.families.scalar import ScalarFamily
+from verl_dvpo.families.scalar_ensemble import ScalarEnsembleFamily
+from verl_dvpo.families.value_flow import ValueFlowFamily
+
+from .forms import STATISTICS, ConstraintFormFamily
+
+#: Quantiles M and heads N in the lab: spec section 4's M, the paper's N.
+NUM_QUANTILES = 50
+NUM_HEADS = 3
+
+OFF: Mapping[str, float] = dict.fromkeys(TERMS, 0.0)
+TARGETS = {"eq2": "quantile_gae", "sr": "sample_replacement"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A critic of the lab.
+
+    Attributes:
+        build: makes the family.
+        lam: trace λ of its targets; None takes the run's.
+    """
+
+    build: Callable[[], ValueFamily]
+    lam: float | None = None
+
+
+def quantiles(
+    target: str = "eq2",
+    *,
+    levels: str = "midpoint",
+    kappa: float = 0.0,
+    coef: Mapping[str, float] = OFF,
+    constraint: str = "batch",
+    statistics: str = "value",
+) -> QuantileEnsembleFamily:
+    """A quantile ensemble; the terms that `coef` leaves out are off."""
+    loss = DVPOLossConfig(kappa=kappa, constraint=constraint, constraint_statistics=statistics, coef={**OFF, **coef})
+    return QuantileEnsembleFamily(
+        num_heads=NUM_HEADS, num_quantiles=NUM_QUANTILES, levels=levels, target=TARGETS[target], loss=loss
+    )
+
+
+def form(
+    statistic: str,
+    average: str = "mean",
+    *,
+    target: str = "eq2",
+    coef: Mapping[str, float],
+    levels: str = "midpoint",
+    kappa: float = 0.0,
+) -> ConstraintFormFamily:
+    """A quantile ensemble whose constraints take another form; the terms that `coef` leaves out are off."""
+    return ConstraintFormFamily(
+        num_heads=NUM_HEADS,
+        num_quantiles=NUM_QUANTILES,
+        levels=levels,
+        target=TARGETS[target],
+        loss=DVPOLossConfig(kappa=kappa, coef={**OFF, **coef}),
+        statistic=statistic,
+        average=average,
+    )
+
+
+# What `algorithm=NAME` trains, and the quantile ensemble with its choices taken one at a time.
+FAMILIES: dict[str, Setup] = {
+    "ppo": Setup(ScalarFamily),
+    "ppo_ensemble": Setup(lambda: ScalarEnsembleFamily(num_heads=NUM_HEADS)),
+    "robust_bellman": Setup(lambda: RobustBellmanFamily(num_heads=NUM_HEADS)),
+    "dvpo": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF)),
+    "dvpo, token": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF, constraint="token")),
+    "dvpo_calibrated": Setup(lambda: quantiles("sr", coef=DEFAULT_LEVEL_COEF, statistics="level")),
+    "quantile eq2": Setup(quantiles),
+    "quantile sr": Setup(lambda: quantiles("sr")),
+    "quantile mc": Setup(quantiles, lam=1.0),
+    "dfpo": Setup(ValueFlowFamily),
+}
+
+KAPPAS = (0.0, 0.1, 1.0)
+#: Where spec section 4 starts from, and what every term and form is tried with.
+START_COEF = {**dict.fromkeys(TERMS, 0.1), **dict.fromkeys(CONSTRAINT_TERMS, 0.02)}
+CONSTRAINT_COEF = {name: START_COEF[name] for name in CONSTRAINT_TERMS}
+LEVEL_COEF = {name: START_COEF[name] for name in LEVEL_TERMS}
+#: Constraints whose shipped coefficient with `constraint_statistics: value` is neither that of the start nor 0.
+LOWERED = tuple(name for name in CONSTRAINT_TERMS if DEFAULT_COEF[name] not in (0.0, START_COEF[name]))
+FORMS = (
+    *((statistic, "mean") for statistic in STATISTICS),
+    ("tail", "blocks"),
+    ("tail", "gated"),
+    ("unbiased", "blocks"),
+    ("unbiased", "gated"),
+    ("level", "gated"),
+    ("tail", "signed"),
+    ("unbiased", "signed"),
+    ("level", "signed"),
+)
+#: What the terms are added to. `paper` is what `dvpo` ships, `sr` what `dvpo_calibrated` does.
+BASES: dict[str, dict[str, Any]] = {
+    "eq2": {"target": "eq2"},
+    "sr": {"target": "sr"},
+    "paper": {"target": "eq2", "levels": "right", "kappa": 1.0},
+}
+
+
+def _ablations() -> dict[str, Setup]:
+    """κ and levels; each term alone; forms of the constraints; constraints per token and per batch."""
+    # functools.partial binds what a lambda in a loop would share.
+    made: dict[str, Callable[[], ValueFamily]] = {}
+    for levels in ("right", "midpoint"):
+        for kappa in KAPPAS:
+            made[f"{levels}, kappa {kappa:g}"] = partial(quantiles, levels=levels, kappa=kappa)
+    for base, settings in BASES.items():
+        plain = partial(quantiles, **settings)
+        made[f"quantile {base}"] = plain
+        for term in TERMS:
+            made[f"{base} + {term}"] = partial(plain, coef={term: START_COEF[term]})
+        for term in LOWERED:
+            made[f"{base} + {term} {DEFAULT_COEF[term]:g}"] = partial(plain, coef={term: DEFAULT_COEF[term]})
+        made[f"{base} + all"] = partial(plain, coef=START_COEF)
+        made[f"{base} + all, small"] = partial(plain, coef=DEFAULT_COEF)
+        for statistic, average in FORMS:
+            coef = LEVEL_COEF if statistic == "level" else CONSTRAINT_COEF
+            made[f"{base} + {statistic}, {average}"] = partial(form, statistic, average, **settings, coef=coef)
+        # The core has signed levels for midpoints; with right levels they are a form that is only explored.
+        signed: Callable[..., ValueFamily] = partial(form, "level", "signed", **settings)
+        made[f"{base} + level shape"] = partial(signed, coef={"shape": START_COEF["shape"]})
+        if settings.get("levels") != "right":
+            signed = partial(plain, statistics="level")
+        made[f"{base} + level, signed"] = partial(signed, coef=LEVEL_COEF)
+        made[f"{base} + level x 5, signed"] = partial(signed, coef={k: 5 * v for k, v in LEVEL_COEF.items()})
+        for term in LEVEL_TERMS:
+            made[f"{base} + level {term}"] = partial(signed, coef={term: DEFAULT_LEVEL_COEF[term]})
+        made[f"{base} + all, levels"] = partial(signed, coef=DEFAULT_LEVEL_COEF)
+        for label, terms in (("all", TERMS), ("shift", ("shift",))):
+            for mode in ("token", "batch"):
+                made[f"{base} {mode}, {label} 0.1"] = partial(plain, coef=dict.fromkeys(terms, 0.1), constraint=mode)
+    return {name: Setup(build) for name, build in made.items()}
+
+
+SETUPS: dict[str, Setup] = FAMILIES | _ablations()
+
+
+def setup(name: str) -> Setup:
+    """The critic called `name`.
+
+    Raises:
+        ValueError: no critic has that name.
+    """
+    if name not in SETUPS:
+        raise ValueError(f"{name!r} is no critic of the lab; there are {', '.join(SETUPS)}")
+    return SETUPS[name]

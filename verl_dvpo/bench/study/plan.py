@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a study to its runs: names, folders, and the configuration that verl gets."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task
+
+#: Where verl and this package take a seed; a field that a configuration lacks is skipped.
+SEEDS = (
+    "data.seed",
+    "noise.seed",
+    "actor_rollout_ref.rollout.seed",
+    "actor_rollout_ref.actor.data_loader_seed",
+    "actor_rollout_ref.actor.fsdp_config.seed",
+    "critic.data_loader_seed",
+    "critic.fsdp.seed",
+    "critic.dvpo.head_seed",
+    "critic.dvpo.target_seed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One element of a study's matrix.
+
+    Attributes:
+        study: name of the study.
+        out: folder of the study; absolute.
+        base: overrides that all runs share.
+        steps, test_freq: as in the study.
+    """
+
+    study: str
+    out: Path
+    base: tuple[str, ...]
+    algorithm: Algorithm
+    noise: Noise
+    task: Task
+    seed: int
+    steps: int
+    test_freq: int
+
+    @property
+    def name(self) -> str:
+        """Unique within the study."""
+        return f"{self.algorithm.name}__{self.noise.name}__{self.task.name}__s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it leaves its traces."""
+        return self.out / "runs" / self.name
+
+    @property
+    def metrics(self) -> Path:
+        """JSON lines, one a step, written by verl as they come."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Everything that verl printed."""
+        return self.folder / "train.log"
+
+    @property
+    def record(self) -> Path:
+        """Says how the run ended; there only when it has."""
+        return self.folder / "run.json"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What sets this run's training apart; where its files lie is not among them."""
+        return (
+            *self.algorithm.overrides,
+            *self.noise.overrides,
+            *self.task.overrides,
+            *self.base,
+            f"trainer.total_training_steps={self.steps}",
+            f"trainer.test_freq={self.test_freq}",
+        )
+
+
+def plan(study: Study) -> list[Run]:
+    """All runs of a study. Seeds come first and algorithms last, so that a study cut short compares what it has."""
+    axes = itertools.product(study.seeds, study.tasks, study.noises, study.algorithms)
+    return [
+        Run(
+            study=study.name,
+            out=study.out.absolute(),
+            base=study.base,
+            algorithm=algorithm,
+            noise=noise,
+            task=task,
+            seed=seed,
+            steps=study.steps,
+            test_freq=study.test_freq,
+        )
+        for seed, task, noise, algorithm in axes
+    ]
+
+
+def compose(run: Run) -> DictConfig:
+    """The configuration of a run, checked as far as it can be before Ray starts.
+
+    Raises:
+        ValueError: Hydra cannot compose it, or `verl_dvpo.preflight` refuses it.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
+    from verl_dvpo import preflight
+
+    ours = (
+        # A study stores metrics, not weights, and a run that was cut short starts anew.
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+        "trainer.val_before_train=true",
+        "trainer.logger=[console]",
+        f"trainer.project_name={run.study}",
+        f"trainer.experiment_name={run.name}",
+    )
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module("verl.trainer.config", version_base=None):
+            config = hydra.compose("dvpo_trainer", overrides=[*run.overrides, *ours])
+        config.trainer.default_local_dir = str(run.folder / "checkpoints")
+        for field in SEEDS:
+            if OmegaConf.select(config, field.rpartition(".")[0]) is not None and _has(config, field):
+                OmegaConf.update(config, field, run.seed)
+        preflight.check(config)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"run {run.name}: {error}") from error
+    return config
+
+
+def resolved(config: DictConfig) -> str:
+    """As YAML, with every interpolation replaced by its value."""
+    return OmegaConf.to_yaml(config, resolve=True)
+
+
+def _has(config: DictConfig, field: str) -> bool:
+    parent, _, name = field.rpartition(".")
+    node: Any = OmegaConf.select(config, parent)
+    return name in node

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a study's folder back: what is finished, what is not, and every validation score as a table."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from verl_dvpo.bench.study.config import Study
+from verl_dvpo.bench.study.plan import Run, plan
+from verl_dvpo.bench.study.runner import FINISHED, read_record
+from verl_dvpo.records import read_metrics, scores
+
+RUN_COLUMNS = ["algorithm", "noise", "kind", "rate", "task", "seed"]
+COLUMNS = [*RUN_COLUMNS, "step", "source", "in_domain", "score"]
+REWARD, CLEAN_REWARD, EXPLAINED = "reward", "clean reward", "explained variance"
+#: verl's and our metrics of a training step -> what the report calls them.
+TRAINING = {
+    "critic/score/mean": REWARD,
+    "noise/clean_score/mean": CLEAN_REWARD,
+    "critic/vf_explained_var": EXPLAINED,
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has brought so far.
+
+    Attributes:
+        study: the study.
+        table: one row for each finished run, step of validation and data source, with `COLUMNS`.
+        training: one row for each finished run and step of training: `RUN_COLUMNS`, step, and the names in `TRAINING`;
+            NaN where a run has no such metric.
+        finished: records of the finished runs.
+        failed: records of the failed ones.
+        missing: names of the runs that have not ended.
+    """
+
+    study: Study
+    table: pd.DataFrame
+    training: pd.DataFrame
+    finished: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    missing: list[str]
+
+    def final(self) -> pd.DataFrame:
+        """The rows of each run's last step."""
+        return self.table[self.table["step"] == self.study.steps]
+
+
+def load_results(folder: str | Path) -> Results:
+    """Reads the study in `folder`, which may have been moved since it ran.
+
+    Raises:
+        ValueError: there is no study, or none of its runs is finished.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / "study.json").is_file():
+        raise ValueError(f"{folder} holds no study: study.json is missing")
+    content = json.loads((folder / "study.json").read_text())
+    study = Study.from_json({**content, "out": str(folder)})
+    rows: list[tuple[Any, ...]] = []
+    steps: list[tuple[Any, ...]] = []
+    finished, failed, missing = [], [], []
+    for run in plan(study):
+        record = read_record(run)
+        if record is None:
+            missing.append(run.name)
+        elif record["status"] != FINISHED:
+            failed.append(record)
+        else:
+            finished.append(record)
+            records = read_metrics(run.metrics)
+            rows += _rows(run, records)
+            steps += _steps(run, records)
+    if not finished:
+        raise ValueError(f"no run of the study in {folder} is finished: {len(failed)} failed, {len(missing)} to come")
+    training = pd.DataFrame(steps, columns=[*RUN_COLUMNS, "step", *TRAINING.values()])
+    return Results(study, pd.DataFrame(rows, columns=COLUMNS), training, finished, failed, missing)
+
+
+def _axes(run: Run) -> tuple[Any, ...]:
+    return (run.algorithm.name, run.noise.name, run.noise.kind, run.noise.rate, run.task.name, run.seed)
+
+
+def _rows(run: Run, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [
+        (*_axes(run), record["step"], source, source in run.task.in_domain, score)
+        for record in records
+        for source, score in scores(record).items()
+    ]
+
+
+def _steps(run: Run, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [
+        (*_axes(run), record["step"], *(float(record["data"].get(name, math.nan)) for name in TRAINING))
+        for record in records
+        if next(iter(TRAINING)) in record["data"]
+    ]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``actor_rollout_ref.rollout.name=vllm_cpu``: verl's vLLM server and adapter around vLLM's CPU engine."""
+
+import os
+from typing import Any
+
+import ray
+from verl.workers.rollout.vllm_rollout import ServerAdapter
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+
+__all__ = ["CPUServerAdapter", "VLLMCPUReplica"]
+
+
+def job_name() -> str:
+    """Names this job among all Ray clusters of the machine.
+
+    verl names the socket of the weight transfer by Ray's job id (vllm_rollout.py, line 140, and vllm_async_server.py,
+    line 143, of 0.9.1). Every cluster counts its jobs from 1, so two runs side by side, each on a Ray of its own,
+    would meet at one socket and hang, or sample from each other's weights.
+    """
+    context = ray.get_runtime_context()
+    return f"{context.get_job_id()}-{context.gcs_address.rpartition(':')[2]}"
+
+
+class CPUServerAdapter(ServerAdapter):
+    """The trainer's side of the weight transfer; the names of the server's actors carry the rollout's name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.zmq_handle = self.zmq_handle.replace(ray.get_runtime_context().get_job_id(), job_name())
+
+
+class VLLMCPUHttpServer(vLLMHttpServer):
+    """verl's server with a worker extension that can load weights into CPU layers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        os.environ["VERL_RAY_JOB_ID"] = job_name()  # the engine's process, which has no Ray, takes it from here
+
+    def _get_worker_extension_cls(self) -> str:
+        return "verl_dvpo.platforms.cpu.vllm_worker.CPUWorkerExtension"
+
+    def _get_engine_kwargs_key(self) -> str:
+        return "vllm"
+
+
+class VLLMCPUReplica(vLLMReplica):
+    """verl's replica, launching :class:`VLLMCPUHttpServer`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(VLLMCPUHttpServer)
+
+    def _get_server_name_prefix(self) -> str:
+        return "vllm_cpu_"
