@@ -96,7 +96,7 @@ def make_worker(model: str, settings: dict[str, Any], tokens_per_micro_batch: in
         infer_max_token_len_per_gpu=tokens_per_micro_batch,
     )
     critic = DistributionalFSDPCriticConfig(
-        strategy="fsdp2", fsdp=engine, model=model_config, dvpo=family_config(**settings), use_dynamic_bsz=True
+        strategy="fsdp2", fsdp=engine, model=model_config, value=family_config(**settings), use_dynamic_bsz=True
     )
     worker = DistributionalCriticWorker(
         TrainingWorkerConfig(

@@ -36,7 +36,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def family_of(config: DictConfig) -> FamilyConfig:
-    settings = OmegaConf.to_container(config.critic.dvpo, resolve=True)
+    settings = OmegaConf.to_container(config.critic.value, resolve=True)
     return family_config(**{name: value for name, value in settings.items() if name != "_target_"})
 
 
@@ -83,7 +83,7 @@ def test_every_trainer_mode_composes(mode):
 
 def test_fields_of_dvpo_reach_the_typed_configuration():
     config = compose_config(
-        "dvpo_trainer", "critic.dvpo.num_quantiles=50", "critic.dvpo.coef.risk=0.2", "critic.dvpo.kappa=0"
+        "dvpo_trainer", "critic.value.num_quantiles=50", "critic.value.coef.risk=0.2", "critic.value.kappa=0"
     )
     family = family_of(config)
     assert (family.num_quantiles, family.coef["risk"], family.kappa) == (50, 0.2, 0)
@@ -123,24 +123,24 @@ def test_the_calibrated_critic_ships_the_defaults_of_its_constraints():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["critic.dvpo.levels=right"], "constraint_statistics is 'level', but levels is 'right'"),
-        (["critic.dvpo.constraint=token"], "constraint_statistics is 'level', but constraint is 'token'"),
-        (["critic.dvpo.coef.shape=0.02"], "constraint_statistics is 'level', but coef.shape is 0.02"),
-        (["critic.dvpo.coef.curvature=0.1"], "constraint_statistics is 'level', but coef.curvature is 0.1"),
-        (["critic.dvpo.constraint_statistics=rank"], "constraint_statistics is 'rank'; it must be one of value, level"),
+        (["critic.value.levels=right"], "constraint_statistics is 'level', but levels is 'right'"),
+        (["critic.value.constraint=token"], "constraint_statistics is 'level', but constraint is 'token'"),
+        (["critic.value.coef.shape=0.02"], "constraint_statistics is 'level', but coef.shape is 0.02"),
+        (["critic.value.coef.curvature=0.1"], "constraint_statistics is 'level', but coef.curvature is 0.1"),
+        (["critic.value.constraint_statistics=rank"], "constraint_statistics is 'rank'; it must be one of value"),
     ],
 )
 def test_constraints_in_levels_are_checked_where_the_configuration_is(overrides, message):
     """Raised by the typed section, which verl builds before it starts Ray."""
     config = compose_config("dvpo_trainer", "algorithm=dvpo_calibrated", *overrides)
-    with pytest.raises(ValueError, match=re.escape(f"critic.dvpo.{message}")):
+    with pytest.raises(ValueError, match=re.escape(f"critic.value.{message}")):
         family_of(config)
 
 
 def test_the_command_line_finds_it_from_any_directory(tmp_path):
     """The two commands of the README, as far as Hydra takes them."""
     for arguments in (
-        ["--config-name", "dvpo_trainer", "algorithm=dvpo", "critic.dvpo.num_quantiles=50"],
+        ["--config-name", "dvpo_trainer", "algorithm=dvpo", "critic.value.num_quantiles=50"],
         ["+algorithm=dvpo"],
     ):
         done = subprocess.run(

@@ -87,7 +87,7 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
     ].keys()
     assert records[0]["critic/grad_norm"] > 0
     if algorithm == "dvpo":
-        coef = compose_config("dvpo_trainer", "algorithm=dvpo").critic.dvpo.coef
+        coef = compose_config("dvpo_trainer", "algorithm=dvpo").critic.value.coef
         terms = ["quantile", *(term for term, value in coef.items() if value > 0)]
         assert len(terms) >= 6
         expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in terms)]
@@ -159,7 +159,7 @@ def test_a_search_maximises_the_last_validation(demo, tmp_path, monkeypatch):
     train.main()
     runs = sorted((tmp_path / "sweep").glob("[0-9]*"))
     scores = [train.last_score(each / "metrics.jsonl") for each in runs]
-    risks = [OmegaConf.load(each / ".hydra" / "config.yaml").critic.dvpo.coef.risk for each in runs]
+    risks = [OmegaConf.load(each / ".hydra" / "config.yaml").critic.value.coef.risk for each in runs]
     assert len(set(risks)) == len(scores) == 2
     found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
     assert found.best_value == max(scores)

@@ -38,17 +38,17 @@ def test_good_configurations_pass(files, algorithm):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("critic.dvpo.family=gaussian", ["critic.dvpo.family", "'gaussian'", "quantile_ensemble"]),
-        ("critic.dvpo.num_heads=0", ["critic.dvpo.num_heads", ">= 1", "0"]),
-        ("critic.dvpo.num_quantiles=-5", ["critic.dvpo.num_quantiles", ">= 1", "-5"]),
-        ("critic.dvpo.alpha=0", ["critic.dvpo.alpha", "(0, 0.5]"]),
-        ("critic.dvpo.beta=0.6", ["critic.dvpo.beta", "0.6", "(0, 0.5]"]),
-        ("critic.dvpo.kappa=-1", ["critic.dvpo.kappa", "-1"]),
-        ("critic.dvpo.coef.risk=-0.1", ["critic.dvpo.coef.risk", "-0.1"]),
-        ("+critic.dvpo.coef.entropy=0.1", ["critic.dvpo.coef", "entropy", "consistency"]),
-        ("critic.dvpo.levels=left", ["critic.dvpo.levels", "'left'", "midpoint"]),
-        ("critic.dvpo.lam=1.5", ["critic.dvpo.lam", "1.5"]),
-        ("+critic.dvpo.quantiles=5", ["critic.dvpo.quantiles", "num_quantiles"]),
+        ("critic.value.family=gaussian", ["critic.value.family", "'gaussian'", "quantile_ensemble"]),
+        ("critic.value.num_heads=0", ["critic.value.num_heads", ">= 1", "0"]),
+        ("critic.value.num_quantiles=-5", ["critic.value.num_quantiles", ">= 1", "-5"]),
+        ("critic.value.alpha=0", ["critic.value.alpha", "(0, 0.5]"]),
+        ("critic.value.beta=0.6", ["critic.value.beta", "0.6", "(0, 0.5]"]),
+        ("critic.value.kappa=-1", ["critic.value.kappa", "-1"]),
+        ("critic.value.coef.risk=-0.1", ["critic.value.coef.risk", "-0.1"]),
+        ("+critic.value.coef.entropy=0.1", ["critic.value.coef", "entropy", "consistency"]),
+        ("critic.value.levels=left", ["critic.value.levels", "'left'", "midpoint"]),
+        ("critic.value.lam=1.5", ["critic.value.lam", "1.5"]),
+        ("+critic.value.quantiles=5", ["critic.value.quantiles", "num_quantiles"]),
         ("critic.enable=false", ["critic.enable", "False", "critic.enable=true"]),
         ("trainer.v1.trainer_mode=sync", ["trainer.v1.trainer_mode", "'sync'", "dvpo_sync"]),
         ("critic._target_=verl.workers.config.FSDPCriticConfig", ["critic._target_", "algorithm=dvpo"]),
@@ -97,7 +97,7 @@ def test_cpu_platform_without_its_packages_says_how_to_get_them(files, monkeypat
         check(files)
 
 
-@pytest.mark.parametrize("overrides", [["algorithm=dvpoo"], ["algorithm=dvpo", "critic.dvpo.num_heads=0"]])
+@pytest.mark.parametrize("overrides", [["algorithm=dvpoo"], ["algorithm=dvpo", "critic.value.num_heads=0"]])
 def test_the_command_fails_fast_and_before_ray(files, overrides, tmp_path: Path):
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", *files, *overrides]
     start = time.monotonic()
@@ -105,7 +105,7 @@ def test_the_command_fails_fast_and_before_ray(files, overrides, tmp_path: Path)
     seconds = time.monotonic() - start
     assert done.returncode != 0
     assert "Started a local Ray instance" not in done.stderr
-    message = "Available options in 'algorithm'" if "algorithm=dvpoo" in overrides else "critic.dvpo.num_heads must be"
+    message = "Available options in 'algorithm'" if "algorithm=dvpoo" in overrides else "critic.value.num_heads must be"
     assert message in done.stderr
     print(f"{seconds:.1f} s")
 

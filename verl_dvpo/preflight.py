@@ -70,7 +70,7 @@ def _check_critic(config: DictConfig, uses_critic: bool, mode: str) -> None:
     from verl_dvpo.critic.config import family_config
     from verl_dvpo.critic.head import backbone_kind
 
-    settings = OmegaConf.to_container(config.critic.dvpo, resolve=True)
+    settings = OmegaConf.to_container(config.critic.value, resolve=True)
     assert isinstance(settings, dict)
     family_config(**{str(name): value for name, value in settings.items() if name != "_target_"})
     _check_model(config.critic.model.path, "critic.model.path", backbone_kind)

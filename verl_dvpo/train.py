@@ -2,7 +2,7 @@
 """``python -m verl_dvpo.train``: verl's ``main_ppo`` with an objective, which a Hydra sweep can maximise.
 
     python -m verl_dvpo.train algorithm=dvpo platform=cpu +task=demo
-    python -m verl_dvpo.train -m algorithm=dvpo critic.dvpo.coef.risk=0,0.05,0.1,0.2
+    python -m verl_dvpo.train -m algorithm=dvpo critic.value.coef.risk=0,0.05,0.1,0.2
 
 verl's own entry returns nothing. This one runs the same trainer in the same way and returns the last validation score:
 the mean over the data sources that ``objective`` in the configuration names, or over all where it names none.

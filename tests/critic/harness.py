@@ -47,7 +47,7 @@ def make_worker(
     port: int = 29511,
     strategy: str = "fsdp2",
     mixed_precision: dict | None = None,
-    dvpo: dict[str, Any] | None = None,
+    value: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
     critic: dict[str, Any] | None = None,
     **model_settings: Any,
@@ -62,7 +62,7 @@ def make_worker(
         MASTER_PORT=str(port),
         RAY_LOCAL_WORLD_SIZE=str(world_size),
     )
-    settings = {"family": "quantile_ensemble", "num_heads": 2, "num_quantiles": 5, **(dvpo or {})}
+    settings = {"family": "quantile_ensemble", "num_heads": 2, "num_quantiles": 5, **(value or {})}
     settings = {name: value for name, value in settings.items() if value is not None}
     model_config = ValueModelConfig(
         path=model,
@@ -88,7 +88,7 @@ def make_worker(
         strategy=strategy,
         fsdp=engine_config,
         model=model_config,
-        dvpo=family_config(**settings),
+        value=family_config(**settings),
         ppo_micro_batch_size_per_gpu=2,
         **(critic or {}),
     )

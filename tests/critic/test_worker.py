@@ -39,7 +39,7 @@ def test_values_are_the_mean_over_heads_and_quantiles_of_a_plain_forward(model):
 
 
 def test_scalar_family_has_the_loss_and_gradient_of_verls_value_loss(model):
-    worker = harness.make_worker(model, dvpo=None, critic={"cliprange_value": 0.05})
+    worker = harness.make_worker(model, value=None, critic={"cliprange_value": 0.05})
     # The quantile defaults of the harness do not belong to a scalar family.
     worker.settings = family_config(family="scalar", cliprange=0.05)
     worker.family = worker.settings.build()
@@ -120,8 +120,8 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor],
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("cut", ["micro_1", "micro_2", "dynamic"])
 def test_gradients_do_not_depend_on_how_the_mini_batch_is_cut(model, cut, target):
-    whole = gradients_of(model, engine=CUTS["micro_8"], dvpo=TARGETS[target])
-    assert_same(gradients_of(model, engine=CUTS[cut], dvpo=TARGETS[target]), whole)
+    whole = gradients_of(model, engine=CUTS["micro_8"], value=TARGETS[target])
+    assert_same(gradients_of(model, engine=CUTS[cut], value=TARGETS[target]), whole)
 
 
 @pytest.mark.parametrize("mode", ["seq-mean-token-sum", "seq-mean-token-mean"])
@@ -136,8 +136,8 @@ def test_other_aggregations_do_not_depend_on_the_cut_either(model, mode):
     [
         {"use_remove_padding": False},
         {"enable_gradient_checkpointing": True},
-        {"dvpo": {"rows_per_chunk": 1}},
-        {"dvpo": {"keep_on": "cpu"}},
+        {"value": {"rows_per_chunk": 1}},
+        {"value": {"keep_on": "cpu"}},
     ],
     ids=["padded", "gradient_checkpointing", "one_row_a_chunk", "kept_on_cpu"],
 )
@@ -147,7 +147,7 @@ def test_how_it_is_computed_does_not_change_the_gradients(model, settings):
 
 def test_what_leaves_the_worker_does_not_grow_with_the_number_of_quantiles(model):
     def bytes_out(num_quantiles: int) -> tuple[int, set[str]]:
-        worker = harness.make_worker(model, dvpo={"num_quantiles": num_quantiles})
+        worker = harness.make_worker(model, value={"num_quantiles": num_quantiles})
         batch = harness.make_batch()
         outputs = [harness.infer(worker, batch)]
         data = batch.clone()
@@ -189,19 +189,19 @@ def test_the_head_computes_in_fp32_under_bf16(model):
 
 
 def test_heads_start_apart_and_quantiles_of_a_head_start_together(model):
-    weight = harness.full(harness.make_worker(model, dvpo={"num_heads": 3}).engine.module.score.weight)
+    weight = harness.full(harness.make_worker(model, value={"num_heads": 3}).engine.module.score.weight)
     heads = weight.unflatten(0, (3, 5))
     assert (heads == heads[:, :1]).all()
     assert torch.corrcoef(heads[:, 0]).triu(1).abs().max() < 0.95
 
 
 def test_a_two_layer_head_is_trained_whole_and_no_cut_changes_its_gradients(model):
-    dvpo = {"head_width": 8, "head_activation": "tanh"}
-    whole = gradients_of(model, engine=CUTS["micro_8"], dvpo=dvpo)
+    value = {"head_width": 8, "head_activation": "tanh"}
+    whole = gradients_of(model, engine=CUTS["micro_8"], value=value)
     assert {name for name in whole if "score" in name} == {
         f"score.{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")
     }
-    assert_same(gradients_of(model, engine=CUTS["micro_1"], dvpo=dvpo), whole)
+    assert_same(gradients_of(model, engine=CUTS["micro_1"], value=value), whole)
 
 
 def test_lora_trains_adapters_and_the_whole_head_only(model):
@@ -231,7 +231,7 @@ def test_an_update_needs_the_inference_of_the_same_batch(model):
 
 def test_metrics_of_an_update_have_their_names(model):
     terms = ("risk", "cvar", "gain", "shift", "shape", "curvature", "consistency")
-    worker = harness.make_worker(model, dvpo={"coef": dict.fromkeys(terms, 0.01)})
+    worker = harness.make_worker(model, value={"coef": dict.fromkeys(terms, 0.01)})
     batch = harness.make_batch()
     harness.infer(worker, batch)
     names = set(harness.train(worker, batch))
@@ -242,7 +242,7 @@ def test_metrics_of_an_update_have_their_names(model):
 
 
 def test_a_collapsed_flow_is_logged_with_its_metric_and_a_healthy_one_is_not(model, caplog):
-    settings = {"dvpo": {"family": "value_flow", "num_heads": None, "num_quantiles": None}}
+    settings = {"value": {"family": "value_flow", "num_heads": None, "num_quantiles": None}}
     worker = harness.make_worker(model, **settings)
     batch = harness.make_batch()
     harness.infer(worker, batch)
@@ -273,7 +273,7 @@ def test_reward_std_over_sequences():
 
 def test_resume_continues_bitwise(model, tmp_path: Path):
     first, second = harness.make_batch(seed=1), harness.make_batch(seed=2)
-    settings = {"dvpo": TARGETS["samples"]}
+    settings = {"value": TARGETS["samples"]}
 
     def update(worker, batch, step):
         harness.infer(worker, batch)

@@ -9,8 +9,8 @@ from critic import harness
 
 
 def main(model: str, target: str, port: str, rank: str, out: str) -> None:
-    dvpo = {"target": target, "num_heads": 2, "num_quantiles": 5}
-    worker = harness.make_worker(model, rank=int(rank), world_size=2, port=int(port), dvpo=dvpo)
+    value = {"target": target, "num_heads": 2, "num_quantiles": 5}
+    worker = harness.make_worker(model, rank=int(rank), world_size=2, port=int(port), value=value)
     gradients = harness.capture_gradients(worker)
     batch = harness.make_batch(rows=slice(0, 4) if rank == "0" else slice(4, 8))
     harness.infer(worker, batch)

@@ -133,14 +133,14 @@ def test_gradients_do_not_depend_on_how_the_tokens_are_cut(kind):
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("scalar_ensemble", {"num_heads": 0}, "critic.dvpo.num_heads must be >= 1, got 0"),
-        ("robust_bellman", {"num_heads": 0}, "critic.dvpo.num_heads must be >= 1, got 0"),
-        ("scalar_ensemble", {"cliprange": -1.0}, "critic.dvpo.cliprange must be >= 0, got -1"),
-        ("robust_bellman", {"cliprange": float("nan")}, "critic.dvpo.cliprange must be >= 0, got nan"),
-        ("scalar_ensemble", {"coef": {"shift": -1.0}}, "critic.dvpo.coef.shift is -1"),
-        ("scalar_ensemble", {"coef": {"cvar": 0.1}}, "critic.dvpo.coef has unknown terms cvar; allowed are"),
-        ("scalar_ensemble", {"constraint": "none"}, "critic.dvpo.constraint is 'none'; it must be one of batch, token"),
-        ("robust_bellman", {"coef": {}}, "critic.dvpo.coef: the family 'robust_bellman' has no such field"),
+        ("scalar_ensemble", {"num_heads": 0}, "critic.value.num_heads must be >= 1, got 0"),
+        ("robust_bellman", {"num_heads": 0}, "critic.value.num_heads must be >= 1, got 0"),
+        ("scalar_ensemble", {"cliprange": -1.0}, "critic.value.cliprange must be >= 0, got -1"),
+        ("robust_bellman", {"cliprange": float("nan")}, "critic.value.cliprange must be >= 0, got nan"),
+        ("scalar_ensemble", {"coef": {"shift": -1.0}}, "critic.value.coef.shift is -1"),
+        ("scalar_ensemble", {"coef": {"cvar": 0.1}}, "critic.value.coef has unknown terms cvar; allowed are"),
+        ("scalar_ensemble", {"constraint": "none"}, "critic.value.constraint is 'none'; it must be one of batch"),
+        ("robust_bellman", {"coef": {}}, "critic.value.coef: the family 'robust_bellman' has no such field"),
     ],
 )
 def test_bad_settings_are_named(family, settings, message):

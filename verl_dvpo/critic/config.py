@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The typed side of ``critic.*``: what may be set, within which bounds, and the family that it builds.
 
-``critic.dvpo._target_`` in the YAML is :func:`family_config`, which picks the dataclass by ``critic.dvpo.family``.
+``critic.value._target_`` in the YAML is :func:`family_config`, which picks the dataclass by ``critic.value.family``.
 Everything is checked when verl validates its configuration, before Ray starts.
 """
 
@@ -23,7 +23,7 @@ from verl_dvpo.families.scalar import ScalarFamily
 from verl_dvpo.families.scalar_ensemble import ScalarEnsembleFamily
 from verl_dvpo.families.value_flow import ValueFlowFamily
 
-PREFIX = "critic.dvpo"
+PREFIX = "critic.value"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class ValueFlowConfig(FlowConfig, FamilyConfig):
         return ValueFlowFamily(self)
 
 
-#: ``critic.dvpo.family`` -> its dataclass.
+#: ``critic.value.family`` -> its dataclass.
 FAMILIES: dict[str, type[FamilyConfig]] = {
     "scalar": ScalarConfig,
     "quantile_ensemble": QuantileEnsembleConfig,
@@ -204,7 +204,7 @@ FAMILIES: dict[str, type[FamilyConfig]] = {
 
 
 def family_config(family: str, **settings: Any) -> FamilyConfig:
-    """The dataclass for ``family`` with ``settings``; the ``_target_`` of ``critic.dvpo``.
+    """The dataclass for ``family`` with ``settings``; the ``_target_`` of ``critic.value``.
 
     Raises:
         ValueError: an unknown family or field, or a value outside its bounds.
@@ -223,36 +223,36 @@ class ValueModelConfig(HFModelConfig):
     """verl's model section, with the critic's family beside it, so that an engine can build its head.
 
     Attributes:
-        dvpo: filled by :class:`DistributionalFSDPCriticConfig`; not set by users.
+        value: filled by :class:`DistributionalFSDPCriticConfig`; not set by users.
     """
 
-    _mutable_fields = HFModelConfig._mutable_fields | {"dvpo"}
+    _mutable_fields = HFModelConfig._mutable_fields | {"value"}
 
-    dvpo: Any = None
+    value: Any = None
 
 
 @dataclass
 class DistributionalFSDPCriticConfig(FSDPCriticConfig):
-    """verl's critic section for FSDP and FSDP2, and ``critic.dvpo``.
+    """verl's critic section for FSDP and FSDP2, and ``critic.value``.
 
     Attributes:
-        dvpo: the typed section of the family.
+        value: the typed section of the family.
     """
 
-    dvpo: Any = None
+    value: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.dvpo, FamilyConfig):
-            raise ValueError(f"{PREFIX} must name a family, one of {sorted(FAMILIES)}; got {self.dvpo!r}")
+        if not isinstance(self.value, FamilyConfig):
+            raise ValueError(f"{PREFIX} must name a family, one of {sorted(FAMILIES)}; got {self.value!r}")
         if not isinstance(self.model, ValueModelConfig):
             raise ValueError("critic.model._target_ must be verl_dvpo.critic.config.ValueModelConfig")
-        self.model.dvpo = self.dvpo
+        self.model.value = self.value
 
 
 @contextmanager
 def prefixed() -> Iterator[None]:
-    """Puts ``critic.dvpo.`` in front of a family's own ValueError, which begins with the field's name."""
+    """Puts ``critic.value.`` in front of a family's own ValueError, which begins with the field's name."""
     try:
         yield
     except ValueError as error:
@@ -260,18 +260,18 @@ def prefixed() -> Iterator[None]:
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:
-    """Raises ValueError naming ``critic.dvpo.<name>`` unless low <= value <= high."""
+    """Raises ValueError naming ``critic.value.<name>`` unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{PREFIX}.{name} must be in [{low}, {high}], got {value}")
 
 
 def at_least(name: str, value: float, low: float) -> None:
-    """Raises ValueError naming ``critic.dvpo.<name>`` unless value >= low."""
+    """Raises ValueError naming ``critic.value.<name>`` unless value >= low."""
     if not value >= low:
         raise ValueError(f"{PREFIX}.{name} must be >= {low}, got {value}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError naming ``critic.dvpo.<name>`` unless ``value`` is allowed."""
+    """Raises ValueError naming ``critic.value.<name>`` unless ``value`` is allowed."""
     if value not in allowed:
         raise ValueError(f"{PREFIX}.{name} must be one of {list(allowed)}, got {value!r}")

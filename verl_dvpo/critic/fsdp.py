@@ -43,7 +43,7 @@ def _no_generation(*args: Any, **kwargs: Any) -> None:
 class FSDPDistributionalEngine(FSDPEngineWithLMHead):
     """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs.
 
-    ``model_config.dvpo`` is the typed ``critic.dvpo`` section; the engine reads the number of outputs and the head's
+    ``model_config.value`` is the typed ``critic.value`` section; the engine reads the number of outputs and the head's
     initialisation from the family it builds and knows nothing else of it.
     """
 
@@ -79,13 +79,13 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         return module
 
     def _new_head(self, module: Any) -> nn.Module:
-        dvpo = self.model_config.dvpo
+        settings = self.model_config.value
         return build_head(
             module.config.get_text_config().hidden_size,
-            dvpo.build(),
-            seed=dvpo.head_seed,
-            width=dvpo.head_width,
-            activation=dvpo.head_activation,
+            settings.build(),
+            seed=settings.head_seed,
+            width=settings.head_width,
+            activation=settings.head_activation,
         )
 
     def _build_lora_module(self, module: Any) -> Any:

@@ -45,7 +45,7 @@ class DistributionalCriticWorker(TrainingWorker):
         # Frozen for users; the trainer of verl 0.9.1 names the model type in trainer_base.py `_setup`.
         object.__setattr__(config, "model_type", MODEL_TYPE)
         super().__init__(config)
-        self.settings: FamilyConfig = self.model_config.dvpo
+        self.settings: FamilyConfig = self.model_config.value
         self.family = self.settings.build()
         self.engine.decoder = self._decode
         self._statistics: dict[str, Tensor] = {}

@@ -219,8 +219,8 @@ class ValueFlowFamily(ValueFamily):
             return {}
         text = (
             f"the value flow has collapsed: its samples spread by {spread:.3g} on average while rewards spread by "
-            f"{reward_std:.3g}; the critic is a scalar one now. critic.dvpo.coupling=calibrated, a smaller "
-            "critic.dvpo.coef.flow_matching or a larger critic.dvpo.value_scale may help"
+            f"{reward_std:.3g}; the critic is a scalar one now. critic.value.coupling=calibrated, a smaller "
+            "critic.value.coef.flow_matching or a larger critic.value.value_scale may help"
         )
         return {"flow/collapsed": text}
 

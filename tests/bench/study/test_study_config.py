@@ -23,18 +23,18 @@ def test_a_run_gets_its_algorithm_noise_steps_and_seed_everywhere(out):
     assert dvpo.algorithm.adv_estimator == "dvpo"
     assert (dvpo.trainer.total_training_steps, dvpo.trainer.test_freq, dvpo.trainer.save_freq) == (4, 2, -1)
     assert dvpo.data.seed == grpo.data.seed == dvpo.actor_rollout_ref.rollout.seed == 7
-    assert dvpo.critic.dvpo.head_seed == dvpo.critic.dvpo.target_seed == dvpo.critic.fsdp.seed == 7
+    assert dvpo.critic.value.head_seed == dvpo.critic.value.target_seed == dvpo.critic.fsdp.seed == 7
     assert grpo.algorithm.adv_estimator == "grpo"
-    assert "dvpo" not in grpo.critic
+    assert "value" not in grpo.critic
 
 
 def test_a_variant_of_an_algorithm_has_a_name_of_its_own(out):
     study = study_of(
-        out, algorithms=["dvpo", {"name": "flat", "algorithm": "dvpo", "overrides": ["critic.dvpo.coef.risk=0"]}]
+        out, algorithms=["dvpo", {"name": "flat", "algorithm": "dvpo", "overrides": ["critic.value.coef.risk=0"]}]
     )
     configs = {run.algorithm.name: compose(run) for run in plan(study)}
-    assert configs["flat"].critic.dvpo.coef.risk == 0
-    assert configs["dvpo"].critic.dvpo.coef.risk > 0
+    assert configs["flat"].critic.value.coef.risk == 0
+    assert configs["dvpo"].critic.value.coef.risk > 0
     assert study.reference == "dvpo"
 
 

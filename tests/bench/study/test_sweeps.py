@@ -18,14 +18,14 @@ TERMS = ("consistency", "cvar", "gain", "shift", "shape", "curvature")
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """Runs ``python -m verl_dvpo.train`` with overrides; returns the fields of critic.dvpo of each run."""
+    """Runs ``python -m verl_dvpo.train`` with overrides; returns the fields of critic.value of each run."""
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides: str, score=lambda dvpo: 0.5) -> list[dict]:
         runs: list[dict] = []
 
         def fake(config, metrics):
-            dvpo = OmegaConf.to_container(config.critic.dvpo, resolve=True)
+            dvpo = OmegaConf.to_container(config.critic.value, resolve=True)
             assert isinstance(dvpo, dict)
             family_config(**{name: value for name, value in dvpo.items() if name != "_target_"})
             assert (config.trainer.save_freq, config.trainer.resume_mode) == (-1, "disable")
@@ -75,8 +75,8 @@ def test_optuna_finds_what_scores_highest(sweep):
     assert all(0 <= run["coef"]["risk"] <= 0.2 and run["num_quantiles"] in (50, 100, 200, 500) for run in runs)
     best = OmegaConf.load("sweep/optimization_results.yaml")
     assert best.best_value == pytest.approx(max(map(score, runs)))
-    assert best.best_params["critic.dvpo.num_quantiles"] == 100
-    assert best.best_params["critic.dvpo.coef.risk"] == pytest.approx(0.05, abs=0.02)
+    assert best.best_params["critic.value.num_quantiles"] == 100
+    assert best.best_params["critic.value.coef.risk"] == pytest.approx(0.05, abs=0.02)
 
 
 def test_the_objective_is_the_last_validations_mean(tmp_path):

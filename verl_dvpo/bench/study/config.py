@@ -6,7 +6,7 @@
     base: [platform=cpu]                    # Hydra overrides of every run
     algorithms:                             # names of config/algorithm, or a variant of one
       - ppo
-      - {name: dvpo_no_risk, algorithm: dvpo, overrides: [critic.dvpo.coef.risk=0]}
+      - {name: dvpo_no_risk, algorithm: dvpo, overrides: [critic.value.coef.risk=0]}
     noises:                                 # names of config/noise, or one with its fields
       - none
       - {kind: flip, rate: 0.3}

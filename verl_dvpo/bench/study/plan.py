@@ -19,8 +19,8 @@ SEEDS = (
     "actor_rollout_ref.actor.fsdp_config.seed",
     "critic.data_loader_seed",
     "critic.fsdp.seed",
-    "critic.dvpo.head_seed",
-    "critic.dvpo.target_seed",
+    "critic.value.head_seed",
+    "critic.value.target_seed",
 )
 
 
