@@ -35,6 +35,8 @@ from tqdm import tqdm
 if not torch.cuda.is_available():
     os.environ.setdefault("VERL_PLATFORM", "cpu")
 
+from verl_dvpo.families.registry import family_names
+
 CASES: dict[str, dict[str, Any]] = {
     "ppo": {"family": "scalar"},
     "dvpo M=200": {"family": "quantile_ensemble", "num_heads": 3, "num_quantiles": 200},
@@ -51,6 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
     "robust_bellman": {"family": "robust_bellman"},
     "dfpo": {"family": "value_flow", "head_width": 256},
 }
+# Any other family goes by its own name, with its defaults.
+CASES |= {name: {"family": name} for name in family_names() if name not in {case["family"] for case in CASES.values()}}
 
 
 def save_backbone(folder: Path, shape: str) -> tuple[str, int]:

@@ -59,6 +59,8 @@ def test_good_configurations_pass(files, algorithm):
         ("critic.strategy=fsdp", ["critic.strategy", "fsdp2"]),
         ("critic.ppo_mini_batch_size=48", ["critic.ppo_mini_batch_size", "48", "data.train_batch_size", "64"]),
         ("noise=flip noise.rate=1.5", ["noise.rate", "1.5"]),
+        ("critic.value.family=no_such.Family", ["critic.value.family", "'no_such.Family'", "PYTHONPATH"]),
+        ("+critic.dvpo.num_heads=3", ["critic.dvpo", "critic.value"]),
     ],
 )
 def test_bad_values_name_field_value_and_remedy(files, override, words):
@@ -97,15 +99,41 @@ def test_cpu_platform_without_its_packages_says_how_to_get_them(files, monkeypat
         check(files)
 
 
-@pytest.mark.parametrize("overrides", [["algorithm=dvpoo"], ["algorithm=dvpo", "critic.value.num_heads=0"]])
-def test_the_command_fails_fast_and_before_ray(files, overrides, tmp_path: Path):
+def test_a_family_that_returns_a_wrong_shape(files, tmp_path, monkeypatch):
+    (tmp_path / "flat_family.py").write_text(
+        "from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily\n\n\n"
+        "class Flat(QuantileEnsembleFamily):\n"
+        "    def quantiles(self, outputs, levels):\n"
+        "        return self.value(outputs)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"critic\.value\.family is 'flat_family\.Flat'; quantiles.*\(2, 3, 3\), not"):
+        check(files, "critic.value.family=flat_family.Flat")
+
+
+def test_the_old_section_in_yaml(files):
+    config = compose_config("dvpo_trainer", *files)
+    with open_dict(config):
+        config.critic.dvpo = {"num_heads": 5}
+    with pytest.raises(ValueError, match=r"critic\.dvpo is set; .* write critic\.value"):
+        preflight.check(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm=dvpoo"], "Available options in 'algorithm'"),
+        (["algorithm=dvpo", "critic.value.num_heads=0"], "critic.value.num_heads is 0"),
+        (["algorithm=dvpo", "critic.dvpo.num_heads=5"], "write critic.value.num_heads=5"),
+    ],
+)
+def test_the_command_fails_fast_and_before_ray(files, overrides, message, tmp_path: Path):
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", *files, *overrides]
     start = time.monotonic()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     seconds = time.monotonic() - start
     assert done.returncode != 0
     assert "Started a local Ray instance" not in done.stderr
-    message = "Available options in 'algorithm'" if "algorithm=dvpoo" in overrides else "critic.value.num_heads must be"
     assert message in done.stderr
     print(f"{seconds:.1f} s")
 

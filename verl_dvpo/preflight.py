@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_dvpo.hydra_plugin import old_name
 from verl_dvpo.noise.config import check_config as check_noise
 
 TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
@@ -36,6 +37,8 @@ def check(config: DictConfig) -> None:
     """Raises ValueError, naming field, value and remedy, for what would fail later or train the wrong thing."""
     _check_platform(config)
     check_noise(config)
+    if "dvpo" in config.critic:
+        raise ValueError(old_name("critic.dvpo", "critic.value"))
     uses_estimator = config.algorithm.adv_estimator == "dvpo"
     uses_critic = str(config.critic.get("_target_", "")).startswith(CRITIC_PACKAGE)
     mode = config.trainer.v1.trainer_mode
@@ -67,12 +70,12 @@ def _check_critic(config: DictConfig, uses_critic: bool, mode: str) -> None:
             f"critic._target_ is {config.critic.get('_target_')!r}, but trainer.v1.trainer_mode={mode} runs the "
             "critics of verl_dvpo; choose one with algorithm=dvpo or algorithm=ppo"
         )
-    from verl_dvpo.critic.config import family_config
+    from verl_dvpo.critic.config import checked_family, family_config
     from verl_dvpo.critic.head import backbone_kind
 
     settings = OmegaConf.to_container(config.critic.value, resolve=True)
     assert isinstance(settings, dict)
-    family_config(**{str(name): value for name, value in settings.items() if name != "_target_"})
+    checked_family(family_config(**{str(name): value for name, value in settings.items() if name != "_target_"}))
     _check_model(config.critic.model.path, "critic.model.path", backbone_kind)
 
 

@@ -15,6 +15,7 @@ from critic import harness
 from verl_dvpo.critic.config import family_config
 from verl_dvpo.critic.store import KeptSamples, build_targets, reward_std
 from verl_dvpo.critic.worker import ROW
+from verl_dvpo.families.registry import build_family
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_scalar_family_has_the_loss_and_gradient_of_verls_value_loss(model):
     worker = harness.make_worker(model, value=None, critic={"cliprange_value": 0.05})
     # The quantile defaults of the harness do not belong to a scalar family.
     worker.settings = family_config(family="scalar", cliprange=0.05)
-    worker.family = worker.settings.build()
+    worker.family = build_family(worker.settings)
     batch = harness.make_batch()
     generator = torch.Generator().manual_seed(1)
     tokens = batch["input_ids"].values().shape[0]

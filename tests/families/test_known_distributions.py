@@ -11,12 +11,11 @@ import torch
 from scipy import stats
 from scipy.stats import wasserstein_distance
 
-from verl_dvpo.distributional.config import TERMS, DVPOLossConfig
-from verl_dvpo.families.flow_config import FLOW_TERMS, FlowConfig
+from verl_dvpo.distributional.config import TERMS
 from verl_dvpo.families.flow_field import euler_samples
-from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
-from verl_dvpo.families.scalar import ScalarFamily
-from verl_dvpo.families.value_flow import ValueFlowFamily
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
+from verl_dvpo.families.scalar import ScalarConfig, ScalarFamily
+from verl_dvpo.families.value_flow import FLOW_TERMS, ValueFlowConfig, ValueFlowFamily
 
 # Quantile functions, for rewards of the size of the demo's. Jumps are at levels that 32, 64 and 200 points can all hit.
 TRUTH = {
@@ -78,14 +77,16 @@ NO_CONSTRAINTS = {"cvar": 0.0, "gain": 0.0, "shift": 0.0, "shape": 0.0}
 @pytest.fixture(scope="module")
 def flow() -> tuple[ValueFlowFamily, torch.Tensor]:
     """64 samples: a third of what 200 quantiles keep. Neither has constraints, which bend the tails of both."""
-    family = ValueFlowFamily(FlowConfig(coef=NO_CONSTRAINTS))
+    family = ValueFlowFamily(ValueFlowConfig(coef=NO_CONSTRAINTS))
     return family, train(family)
 
 
 def test_the_flow_is_nearly_as_close_to_the_truth_as_200_quantiles(flow):
     family, table = flow
     quantiles = QuantileEnsembleFamily(
-        levels="midpoint", loss=DVPOLossConfig(kappa=0.0, coef=dict.fromkeys(TERMS, 0.0)), target="sample_replacement"
+        QuantileEnsembleConfig(
+            levels="midpoint", kappa=0.0, coef=dict.fromkeys(TERMS, 0.0), target="sample_replacement"
+        )
     )
     assert family.num_kept <= quantiles.num_kept / 3
     mine, theirs = distances(family.samples(table)), distances(quantiles.samples(train(quantiles)))
@@ -95,7 +96,7 @@ def test_the_flow_is_nearly_as_close_to_the_truth_as_200_quantiles(flow):
 
 def test_32_samples_are_as_close_as_32_points_can_be():
     """The true quantiles at 32 midpoints are 0.026 from the heavy tails: 32 samples lose that, whoever learns them."""
-    family = ValueFlowFamily(FlowConfig(num_noises=32, num_frequencies=32, coef=NO_CONSTRAINTS))
+    family = ValueFlowFamily(ValueFlowConfig(num_noises=32, num_frequencies=32, coef=NO_CONSTRAINTS))
     mine = distances(family.samples(train(family)))
     best = distances(rewards(np.tile((np.arange(32) + 0.5) / 32, (len(TRUTH), 1))))
     for name in TRUTH:
@@ -118,7 +119,7 @@ def test_one_step_goes_where_32_go(flow):
 def test_independent_coupling_collapses_and_monotone_coupling_does_not(coupling):
     """Each token's targets are K fresh draws; sorted, or in any order. Independent: v(ε,0) = E[Z] − ε (method)."""
     family = ValueFlowFamily(
-        FlowConfig(
+        ValueFlowConfig(
             num_noises=32, num_frequencies=32, coupling="sorted", coef=dict.fromkeys(FLOW_TERMS, 0.0) | {"anchor": 1.0}
         )
     )
@@ -139,7 +140,7 @@ def test_independent_coupling_collapses_and_monotone_coupling_does_not(coupling)
 def test_sorted_targets_of_one_trajectory_are_independent_coupling(flow):
     """Why ``calibrated`` exists: an episode's reward is one number, so all K of a token's targets are the same."""
     family = ValueFlowFamily(
-        FlowConfig(
+        ValueFlowConfig(
             num_noises=32, num_frequencies=32, coupling="sorted", coef=dict.fromkeys(FLOW_TERMS, 0.0) | {"anchor": 1.0}
         )
     )
@@ -153,12 +154,11 @@ def test_one_quantile_and_a_wide_huber_zone_is_scaled_scalar_regression():
     """ρ_½^κ(u) = ½·½u²/κ for |u| ≤ κ: the scalar critic's ½u², divided by 2κ. Whatever the targets are built from."""
     kappa = 50.0
     dvpo = QuantileEnsembleFamily(
-        num_heads=1,
-        num_quantiles=1,
-        levels="midpoint",
-        loss=DVPOLossConfig(kappa=kappa, coef=dict.fromkeys(TERMS, 0.0)),
+        QuantileEnsembleConfig(
+            num_heads=1, num_quantiles=1, levels="midpoint", kappa=kappa, coef=dict.fromkeys(TERMS, 0.0)
+        )
     )
-    scalar = ScalarFamily(cliprange=1e9)
+    scalar = ScalarFamily(ScalarConfig(cliprange=1e9))
     g = torch.Generator().manual_seed(0)
     old, drawn = torch.randn(4, 9, 1, generator=g), torch.randn(4, 9, generator=g)
     mask = (torch.rand(4, 9, generator=g) < 0.7).float()

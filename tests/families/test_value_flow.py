@@ -10,9 +10,15 @@ import torch
 from scipy.stats import norm
 
 from verl_dvpo.critic.config import family_config
-from verl_dvpo.families.flow_config import FLOW_TERMS, FlowConfig
 from verl_dvpo.families.flow_field import base_noises, cosine_series, euler_samples, noise_basis
-from verl_dvpo.families.value_flow import ValueFlowFamily, has_collapsed, next_valid, quantile_pull
+from verl_dvpo.families.value_flow import (
+    FLOW_TERMS,
+    ValueFlowConfig,
+    ValueFlowFamily,
+    has_collapsed,
+    next_valid,
+    quantile_pull,
+)
 
 B, T, K, FREQUENCIES, POWERS = 3, 6, 5, 4, 3
 SCALE, GAMMA, LAM = 0.7, 0.9, 0.8
@@ -22,7 +28,7 @@ MASK = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
 def family(coef: dict[str, float] | None = None, **settings) -> ValueFlowFamily:
     sizes = {"num_noises": K, "num_frequencies": FREQUENCIES, "num_powers": POWERS, "value_scale": SCALE}
     chosen = {"coef": dict.fromkeys(FLOW_TERMS, 0.0) | coef} if coef is not None else {}
-    return ValueFlowFamily(FlowConfig(**(sizes | chosen | settings)))
+    return ValueFlowFamily(ValueFlowConfig(**(sizes | chosen | settings)))
 
 
 def update(flow: ValueFlowFamily, seed: int = 0):
@@ -78,7 +84,7 @@ def test_eulers_method(steps):
 
 def test_samples_ascend_and_their_mean_is_the_first_output():
     # Σ_k cos(πi(2k−1)/(2K)) = 0 for 0 < i < 2K, and the noises add up to 0.
-    flow = ValueFlowFamily()
+    flow = ValueFlowFamily(ValueFlowConfig())
     outputs = torch.randn(9, 192, generator=torch.Generator().manual_seed(3))
     samples = flow.samples(outputs)
     assert samples.shape == (9, 64)
@@ -87,7 +93,7 @@ def test_samples_ascend_and_their_mean_is_the_first_output():
 
 
 def test_what_is_kept_is_a_third_of_the_outputs_and_of_what_200_quantiles_keep():
-    flow = ValueFlowFamily()
+    flow = ValueFlowFamily(ValueFlowConfig())
     assert flow.num_kept == flow.num_outputs / 3 == 64
     assert flow.num_kept <= 200 / 3
 
@@ -299,7 +305,7 @@ def test_a_collapse_is_told_where_rewards_vary():
 
 
 def test_an_unlearned_state_is_the_base_distribution_around_a_drawn_mean():
-    flow = ValueFlowFamily()
+    flow = ValueFlowFamily(ValueFlowConfig())
     weight, bias = torch.empty(192, 64), torch.empty(192)
     flow.init_head(weight, bias, torch.Generator().manual_seed(0))
     hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
@@ -312,23 +318,26 @@ def test_an_unlearned_state_is_the_base_distribution_around_a_drawn_mean():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_frequencies": 0}, "critic.value.num_frequencies must be >= 1, got 0"),
-        ({"num_powers": 0}, "critic.value.num_powers must be >= 1, got 0"),
-        ({"num_noises": 1}, "critic.value.num_noises must be >= 2, got 1"),
-        ({"euler_steps": 0}, "critic.value.euler_steps must be >= 1, got 0"),
-        ({"value_scale": 0.0}, "critic.value.value_scale must be a finite number > 0, got 0"),
-        ({"value_scale": float("nan")}, "critic.value.value_scale must be a finite number > 0, got nan"),
-        ({"step": -1.0}, "critic.value.step must be a finite number > 0, got -1"),
-        ({"uncertainty": -1.0}, "critic.value.uncertainty must be a finite number >= 0, got -1"),
-        ({"collapse_threshold": float("inf")}, "critic.value.collapse_threshold must be a finite number >= 0, got inf"),
-        ({"target": "mc"}, "critic.value.target must be one of ['quantile_gae', 'sample_replacement'], got 'mc'"),
-        ({"coupling": "none"}, "critic.value.coupling must be one of ['calibrated', 'sorted'], got 'none'"),
+        ({"num_frequencies": 0}, "critic.value.num_frequencies is 0; it must be an integer >= 1"),
+        ({"num_powers": 0}, "critic.value.num_powers is 0; it must be an integer >= 1"),
+        ({"num_noises": 1}, "critic.value.num_noises is 1; it must be an integer >= 2"),
+        ({"euler_steps": 0}, "critic.value.euler_steps is 0; it must be an integer >= 1"),
+        ({"value_scale": 0.0}, "critic.value.value_scale is 0.0; it must be a finite number > 0"),
+        ({"value_scale": float("nan")}, "critic.value.value_scale is nan; it must be a finite number > 0"),
+        ({"step": -1.0}, "critic.value.step is -1.0; it must be a finite number > 0"),
+        ({"uncertainty": -1.0}, "critic.value.uncertainty is -1.0; it must be a finite number >= 0"),
+        (
+            {"collapse_threshold": float("inf")},
+            "critic.value.collapse_threshold is inf; it must be a finite",
+        ),
+        ({"target": "mc"}, "critic.value.target is 'mc'; it must be one of 'quantile_gae', 'sample_replacement'"),
+        ({"coupling": "none"}, "critic.value.coupling is 'none'; it must be one of 'calibrated', 'sorted'"),
         ({"alpha": 0.9}, "critic.value.alpha is 0.9"),
         ({"constraint": "none"}, "critic.value.constraint is 'none'"),
         ({"coef": {"curvature": 1.0}}, "critic.value.coef has unknown terms curvature; allowed are anchor"),
-        ({"coef": {"anchor": -1.0}}, "critic.value.coef.anchor must be a finite number >= 0, got -1"),
-        ({"coef": dict.fromkeys(FLOW_TERMS, 0.0)}, "critic.value.coef must keep one of anchor"),
-        ({"lam": 2.0}, "critic.value.lam must be in [0.0, 1.0], got 2"),
+        ({"coef": {"anchor": -1.0}}, "critic.value.coef.anchor is -1.0; it must be a finite number >= 0"),
+        ({"coef": dict.fromkeys(FLOW_TERMS, 0.0)}, "critic.value.coef has no term above 0; it must keep one of anchor"),
+        ({"lam": 2.0}, "critic.value.lam is 2.0; it must be a number in [0, 1]"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The critic on FSDP and FSDP2: verl's engine with one fp32 head of D outputs.
 
-What is verl's stays verl's (packing, sequence parallelism, micro-batches, checkpoints, LoRA of the backbone). Three
-things differ: which module is loaded, how its head is wrapped, and that outputs are (tokens, D) instead of (tokens,).
+Packing, sequence parallelism, micro-batches, checkpoints and LoRA of the backbone are verl's. Three things differ: the
+module that is loaded, the wrapping of its head, and outputs of shape (tokens, D) instead of (tokens,).
 
 Shape legend: B sequences, nnz all tokens of a micro-batch laid end to end, D outputs of the head.
 """
@@ -25,11 +25,12 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_dvpo.critic.head import build_head, head_name, load_backbone
+from verl_dvpo.families.registry import build_family
 
 #: The key under which the engines are registered; verl's own value engine is ``value_model``.
 MODEL_TYPE = "distributional_value_model"
 
-#: What an inference pass does with a micro-batch's outputs: (outputs (nnz, D), micro_batch) -> model output.
+#: Turns a micro-batch's outputs into the model output of an inference pass: (outputs (nnz, D), micro_batch) -> output.
 Decoder = Callable[[Tensor, TensorDict], dict[str, Tensor]]
 
 
@@ -43,8 +44,8 @@ def _no_generation(*args: Any, **kwargs: Any) -> None:
 class FSDPDistributionalEngine(FSDPEngineWithLMHead):
     """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs.
 
-    ``model_config.value`` is the typed ``critic.value`` section; the engine reads the number of outputs and the head's
-    initialisation from the family it builds and knows nothing else of it.
+    ``model_config.value`` holds the family's settings. The engine takes the number of outputs and the head's first
+    weights from the family, and knows nothing else of it.
     """
 
     #: Set by the worker; None returns the raw outputs, also in inference.
@@ -82,7 +83,7 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         settings = self.model_config.value
         return build_head(
             module.config.get_text_config().hidden_size,
-            settings.build(),
+            build_family(settings),
             seed=settings.head_seed,
             width=settings.head_width,
             activation=settings.head_activation,
@@ -94,8 +95,8 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         head = getattr(module, name)
         setattr(module, name, nn.Identity())
         if not hasattr(module, "prepare_inputs_for_generation"):
-            # verl gives PEFT the task type CAUSAL_LM (transformer_impl.py, _build_lora_module of 0.9.1), whose wrapper
-            # reads this attribute of a generating model and calls it only in `generate`.
+            # verl's `_build_lora_module` gives PEFT the task type CAUSAL_LM, whose wrapper reads this attribute of a
+            # generating model and calls it only in `generate`.
             module.prepare_inputs_for_generation = _no_generation
         module = super()._build_lora_module(module)
         setattr(module.get_base_model(), name, head)
@@ -150,13 +151,13 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         return CPUOffloadPolicy(pin_memory=True)
 
     def infer_batch(self, data: TensorDict, loss_function: Callable | None = None) -> dict[str, Any]:
-        """verl's inference pass; what the decoder calls ``kept`` stays here, on every rank of the mini-batch."""
+        """Runs verl's inference pass; what the decoder calls ``kept`` stays here, on every rank of the mini-batch."""
         output = super().infer_batch(data, loss_function)
         self._kept = output["model_output"].pop("kept", None)
         return output
 
     def take_kept(self) -> Tensor:
-        """The jagged (B, T, S) of the last inference pass, once."""
+        """Hands over the jagged (B, T, S) of the last inference pass, once."""
         kept, self._kept = self._kept, None
         assert kept is not None, "infer_batch with a decoder comes first"
         return kept
@@ -164,7 +165,7 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any = None
     ) -> dict[str, Tensor]:
-        """The head's outputs without padding, as a jagged tensor (B, sequence, D); decoded in inference."""
+        """Returns the head's outputs without padding, jagged (B, sequence, D); in inference it decodes them."""
         logits = output.logits
         input_ids = micro_batch["input_ids"]
         if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):

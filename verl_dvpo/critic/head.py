@@ -14,7 +14,7 @@ from verl_dvpo.families.base import ValueFamily
 #: Where transformers' token classifiers keep their last layer.
 HEAD_NAMES = ("score", "classifier")
 
-#: Of a two-layer head, by name.
+#: Activations of a two-layer head; the names are those of ``verl_dvpo.families.base.ACTIVATION_NAMES``.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
@@ -47,14 +47,14 @@ class TwoLayerHead(nn.Module):
 def build_head(
     hidden_size: int, family: ValueFamily, *, seed: int, width: int | None = None, activation: str = "gelu"
 ) -> ValueHead | TwoLayerHead:
-    """A head for ``family`` in fp32; its last layer is filled by :meth:`ValueFamily.init_head` from ``seed``.
+    """Builds a head for ``family`` in fp32; ``family.init_head`` fills its last layer from ``seed``.
 
     Args:
         hidden_size: H of the backbone.
         family: gives D, and the first values of the last layer.
         seed: of the first weights.
         width: of a hidden layer, drawn with standard deviation 1/sqrt(H); None for a linear head.
-        activation: of that layer, a name in :data:`ACTIVATIONS`.
+        activation: of that layer, a name in ``ACTIVATIONS``.
     """
     if width is None:
         head: ValueHead | TwoLayerHead = ValueHead(hidden_size, family.num_outputs, dtype=torch.float32)
@@ -74,7 +74,7 @@ def build_head(
 
 
 class BackboneWithHead(nn.Module):
-    """For architectures that transformers gives no token classifier: a backbone and, as ``score``, a head."""
+    """A backbone and, as ``score``, a head: for architectures that transformers gives no token classifier."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
@@ -97,14 +97,14 @@ class BackboneWithHead(nn.Module):
 
 
 class TokenOutput:
-    """The part of transformers' token classifier output that is read: ``logits`` (B, S, D)."""
+    """The part of a token classifier's output that the engine reads: ``logits`` (B, S, D)."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
 
 def backbone_kind(config: PreTrainedConfig) -> str:
-    """How ``config``'s architecture carries a token head.
+    """Finds out how ``config``'s architecture carries a token head.
 
     Returns:
         ``token_classification`` or ``backbone``.
@@ -115,23 +115,23 @@ def backbone_kind(config: PreTrainedConfig) -> str:
     text = config.get_text_config()
     if getattr(text, "hidden_size", None) is None or getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"critic.model.path: the architecture {config.model_type!r} cannot carry a token head "
-            "(needs a decoder or encoder with a hidden_size)"
+            f"critic.model.path has the architecture {config.model_type!r}, which cannot carry a token head; it must "
+            "be a decoder or an encoder with a hidden_size; choose another model"
         )
     if type(config) in AutoModelForTokenClassification._model_mapping:
         return "token_classification"
     if type(config) in AutoModel._model_mapping:
         return "backbone"
     raise ValueError(
-        f"critic.model.path: transformers has no AutoModelForTokenClassification and no AutoModel for the "
-        f"architecture {config.model_type!r}, so it cannot carry a token head"
+        f"critic.model.path has the architecture {config.model_type!r}, which cannot carry a token head; transformers "
+        "must have an AutoModelForTokenClassification or an AutoModel for it; choose another model"
     )
 
 
 def load_backbone(path: str, config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
-    """Loads the backbone at ``path`` with its head, if any, still transformers' own (one output).
+    """Loads the backbone at ``path``; its head, if it has one, is still that of transformers, with one output.
 
-    The attention implementation is the one in ``config`` (``critic.model.override_config.attn_implementation``).
+    The attention implementation is that of ``config`` (``critic.model.override_config.attn_implementation``).
     """
     config.num_labels = 1
     for dropout in ("classifier_dropout", "hidden_dropout", "summary_dropout_prob"):
@@ -143,7 +143,7 @@ def load_backbone(path: str, config: PreTrainedConfig, *, dtype: torch.dtype, tr
 
 
 def head_name(module: nn.Module) -> str:
-    """The attribute of ``module`` that holds the head.
+    """Returns the name of the attribute that holds the head.
 
     Raises:
         ValueError: neither ``score`` nor ``classifier`` is there.
@@ -151,4 +151,7 @@ def head_name(module: nn.Module) -> str:
     for name in HEAD_NAMES:
         if hasattr(module, name):
             return name
-    raise ValueError(f"{type(module).__name__} has none of the heads {HEAD_NAMES}; cannot attach a value head")
+    raise ValueError(
+        f"critic.model.path has the class {type(module).__name__}; its head must be called one of "
+        f"{', '.join(HEAD_NAMES)}; choose another model"
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a micro-batch's response tokens are, without padding and without asking the device for a number.
+"""Finds a micro-batch's response tokens, without padding and without waiting for the device.
 
 Shape legend: B sequences, T response positions, L response tokens laid end to end, nnz prompt and response tokens.
 """
@@ -27,7 +27,7 @@ class ResponseTokens:
 
     @classmethod
     def of(cls, micro_batch: TensorDict) -> "ResponseTokens":
-        """From the jagged ``prompts`` and ``responses`` of a micro-batch, on the device where they are."""
+        """Makes the indices from the jagged ``prompts`` and ``responses`` of a micro-batch, on their device."""
         prompts, responses = micro_batch["prompts"], micro_batch["responses"]
         total = responses.values().shape[0]
         offsets = responses.offsets()
@@ -39,6 +39,6 @@ class ResponseTokens:
         return cls(rows, columns, starts[rows] + columns - 1)
 
     def padded(self, tokens: Tensor, shape: torch.Size) -> Tensor:
-        """(L, ...) -> (B, T, ...) with (B, T) = ``shape`` and zeros elsewhere; differentiable."""
+        """Pads: (L, ...) -> (B, T, ...) with (B, T) = ``shape`` and zeros elsewhere; differentiable."""
         out = tokens.new_zeros(*shape, *tokens.shape[1:])
         return out.index_put((self.rows, self.columns), tokens)

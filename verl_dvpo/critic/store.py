@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a critic's rank remembers between inference and update. It never leaves the process.
+"""The numbers that a critic's rank keeps between inference and update. They never leave the process.
 
 Shape legend: B sequences of this rank, T response positions, L all response tokens of this rank laid end to end,
 S numbers kept per token.
@@ -20,7 +20,7 @@ class KeptSamples:
     Args:
         kept: jagged (B, T, S).
         responses: jagged (B, T) token ids, to recognise the batch again.
-        statistics: name -> sum over valid tokens, and ``tokens`` -> their number.
+        statistics: sums over valid tokens, as ``masked_sums`` gives them.
     """
 
     def __init__(self, kept: Tensor, responses: Tensor, statistics: dict[str, Tensor]) -> None:
@@ -35,8 +35,8 @@ class KeptSamples:
         same = torch.equal(responses.offsets(), self.offsets) and torch.equal(responses.values(), self.responses)
         if not same:
             raise RuntimeError(
-                "the critic's update got other sequences than its last inference pass: samples are kept per rank "
-                "and in order, so both calls need the same batch"
+                "the critic's update got other sequences than its last inference pass; samples are kept per rank and "
+                "in order; call both with the same batch"
             )
 
 
@@ -47,15 +47,23 @@ class Targets:
         tensors: name -> (L, ...).
         offsets: (B + 1,) where each row begins.
         multipliers: of the constraints; empty where the family has none.
+        statistics: sums over valid tokens, as ``masked_sums`` gives them.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], offsets: Tensor, multipliers: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        offsets: Tensor,
+        multipliers: dict[str, Tensor],
+        statistics: dict[str, Tensor],
+    ) -> None:
         self.tensors = tensors
         self.offsets = offsets
         self.multipliers = multipliers
+        self.statistics = statistics
 
     def of(self, batch_rows: Tensor, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
-        """name -> (L', ...) for the tokens of a micro-batch.
+        """Looks up the tokens of a micro-batch: name -> (L', ...).
 
         Args:
             batch_rows: (B',) row in this rank's batch of each sequence of the micro-batch.
@@ -79,7 +87,7 @@ def build_targets(
     generator: torch.Generator | None = None,
     reduce: Reduce | None = None,
 ) -> Targets:
-    """Targets and multipliers of one update, a few rows at a time.
+    """Builds the targets of one update, a few rows at a time, and their multipliers and statistics.
 
     Args:
         family: the critic's family.
@@ -107,7 +115,8 @@ def build_targets(
         built = family.build_targets(*padded, gamma=gamma, lam=lam, generator=generator)
         chunks.append({name: tensor[inside] for name, tensor in built.items()})
     tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    return Targets(tensors, offsets, family.multipliers(tensors, mask_flat, reduce=reduce))
+    multipliers = family.multipliers(tensors, mask_flat, reduce=reduce)
+    return Targets(tensors, offsets, multipliers, masked_sums(family.target_statistics(tensors), mask_flat))
 
 
 def _inside(offsets: Tensor) -> Tensor:
@@ -123,18 +132,28 @@ def _pad(flat: Tensor, inside: Tensor) -> Tensor:
     return out
 
 
-def mean_statistics(statistics: Mapping[str, Tensor], reduce: Reduce | None = None) -> dict[str, float]:
-    """Sums over this rank's valid tokens, and ``tokens``, -> means over all ranks."""
-    names = [name for name in statistics if name != "tokens"]
-    sums = torch.stack([statistics[name].double() for name in (*names, "tokens")])
+def masked_sums(statistics: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Sums each (L,) over valid tokens, and adds their number as ``tokens``; empty where there is no statistic."""
+    if not statistics:
+        return {}
+    valid = mask.to(torch.float32)
+    return {name: (value * valid).sum() for name, value in statistics.items()} | {"tokens": valid.sum()}
+
+
+def mean_statistics(sums: Mapping[str, Tensor], reduce: Reduce | None = None) -> dict[str, float]:
+    """Divides sums of ``masked_sums`` by their tokens, over all ranks; empty for empty sums."""
+    if not sums:
+        return {}
+    names = [name for name in sums if name != "tokens"]
+    total = torch.stack([sums[name].double() for name in (*names, "tokens")])
     if reduce is not None:
-        sums = reduce(sums)
-    means = sums[:-1] / sums[-1].clamp_min(1)
+        total = reduce(total)
+    means = total[:-1] / total[-1].clamp_min(1)
     return dict(zip(names, means.tolist(), strict=True))
 
 
 def reward_std(rewards: Tensor, mask: Tensor, reduce: Reduce | None = None) -> float:
-    """Standard deviation of the sequences' total rewards over all ranks; rows without a valid token do not count.
+    """Computes the standard deviation of total rewards over all ranks; rows without a valid token do not count.
 
     Args:
         rewards: jagged (B, T).

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The critic's worker: (B, T) values go out, samples of the distribution stay.
+"""The critic's worker: (B, T) values go out, the numbers that targets need stay.
 
-One step of training, on each rank: ``infer_batch`` decodes the head's outputs micro-batch by micro-batch, keeps the
-samples and returns their mean as ``values``. ``train_mini_batch`` builds the targets of the whole update once from
-those samples, then runs verl's own loop over epochs, mini-batches and micro-batches with the family's loss.
+One step of training, on each rank: ``infer_batch`` decodes the head's outputs micro-batch by micro-batch, keeps what
+the family needs later and returns ``values``. ``train_mini_batch`` builds the targets of the whole update once from
+what was kept, then runs verl's own loop over epochs, mini-batches and micro-batches with the family's loss.
 
 Shape legend: B sequences, T response positions, L response tokens laid end to end, nnz all tokens laid end to end,
 D outputs of the head, S numbers kept per token.
@@ -23,10 +23,11 @@ from verl.utils.metric.utils import AggregationType, Metric
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
-from verl_dvpo.critic.config import FamilyConfig
 from verl_dvpo.critic.fsdp import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
-from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, mean_statistics, reward_std
+from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, masked_sums, mean_statistics, reward_std
+from verl_dvpo.families.base import FamilyConfig
+from verl_dvpo.families.registry import build_family
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +36,18 @@ ROW = "dvpo_row"
 
 
 class DistributionalCriticWorker(TrainingWorker):
-    """verl's training worker around a :class:`~verl_dvpo.families.base.ValueFamily`."""
+    """verl's training worker around a ``ValueFamily``."""
 
     model_config: Any
     engine: Any
     loss_fn: Any
 
     def __init__(self, config: TrainingWorkerConfig) -> None:
-        # Frozen for users; the trainer of verl 0.9.1 names the model type in trainer_base.py `_setup`.
+        # Frozen for users; verl's trainer names the model type in `_setup`.
         object.__setattr__(config, "model_type", MODEL_TYPE)
         super().__init__(config)
         self.settings: FamilyConfig = self.model_config.value
-        self.family = self.settings.build()
+        self.family = build_family(self.settings)
         self.engine.decoder = self._decode
         self._statistics: dict[str, Tensor] = {}
         self._kept: KeptSamples | None = None
@@ -65,14 +66,14 @@ class DistributionalCriticWorker(TrainingWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def infer_batch(self, data: TensorDict) -> TensorDict:
-        """verl's inference pass; remembers the samples. Returns ``values``, jagged (B, prompt + response)."""
+        """Runs verl's inference pass and keeps what targets need; returns ``values``, jagged (B, prompt + response)."""
         self._statistics = {}
         output = super().infer_batch(data)
         self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
         return output
 
     def _decode(self, outputs: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
-        """(nnz, D) -> ``values`` jagged (B, prompt + response), 0 at the prompt, and ``kept`` jagged (B, T, S)."""
+        """Decodes (nnz, D): ``values`` jagged (B, prompt + response), 0 at the prompt; ``kept`` jagged (B, T, S)."""
         tokens = ResponseTokens.of(micro_batch)
         responses, input_ids = micro_batch["responses"], micro_batch["input_ids"]
         states = outputs[tokens.states].float()
@@ -88,17 +89,14 @@ class DistributionalCriticWorker(TrainingWorker):
         }
 
     def _accumulate(self, states: Tensor, mask: Tensor) -> None:
-        mask = mask.to(states.dtype)
-        sums = {name: (value * mask).sum() for name, value in self.family.statistics(states).items()}
-        sums["tokens"] = mask.sum()
-        for name, value in sums.items():
+        for name, value in masked_sums(self.family.statistics(states), mask).items():
             self._statistics[name] = self._statistics[name] + value if name in self._statistics else value
 
     # ------------------------------------------------------------------ update
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
-        """Targets of the whole update from the kept samples, then verl's loop.
+        """Builds the targets of the whole update from what was kept, then runs verl's loop.
 
         ``data`` needs, beside verl's own fields, ``rm_scores`` or ``token_level_rewards``, and the scalars ``gamma``,
         ``lam`` and ``global_steps`` of the trainer.
@@ -107,7 +105,9 @@ class DistributionalCriticWorker(TrainingWorker):
             RuntimeError: no inference pass went before, or it saw another batch.
         """
         if self._kept is None:
-            raise RuntimeError("the critic's update needs an inference pass on the same batch before it")
+            raise RuntimeError(
+                "the critic's update needs an inference pass on the same batch before it; call infer_batch first"
+            )
         self._kept.check(data)
         statistics = mean_statistics(self._kept.statistics, self._sum_over_ranks)
         rewards = data["token_level_rewards"] if "token_level_rewards" in data else data["rm_scores"]
@@ -117,6 +117,8 @@ class DistributionalCriticWorker(TrainingWorker):
         metrics = {f"critic/{name}": value for name, value in statistics.items()}
         metrics |= {f"critic/{name}": 1.0 for name in warnings}
         self._targets = self._build_targets(data, self._kept, rewards)
+        target_means = mean_statistics(self._targets.statistics, self._sum_over_ranks)
+        metrics |= {f"critic/{name}": value for name, value in target_means.items()}
         metrics |= {f"critic/multiplier/{k}": v.item() for k, v in self._targets.multipliers.items()}
         data[ROW] = torch.arange(data.shape[0])
         output = super().train_mini_batch(data)
@@ -141,7 +143,7 @@ class DistributionalCriticWorker(TrainingWorker):
         )
 
     def _generator(self, step: int, device: torch.device) -> torch.Generator:
-        """Depends on the seed, the step and the data-parallel rank alone, so that a resumed run draws the same."""
+        """Seeds by the seed, the step and the data-parallel rank alone, so that a resumed run draws the same."""
         rank = self.engine.get_data_parallel_rank()
         return torch.Generator(device).manual_seed((self.settings.target_seed * 1_000_003 + step) * 65_537 + rank)
 
@@ -152,7 +154,7 @@ class DistributionalCriticWorker(TrainingWorker):
     def _loss(
         self, config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
     ) -> tuple[Tensor, dict[str, Metric]]:
-        """The family's loss on one micro-batch, aggregated by verl's rules over the whole mini-batch."""
+        """Computes the family's loss on one micro-batch, aggregated by verl's rules over the whole mini-batch."""
         assert self._targets is not None, "train_mini_batch builds them"
         tokens = ResponseTokens.of(data)
         mask = data["response_mask"].to_padded_tensor(0)
@@ -161,7 +163,7 @@ class DistributionalCriticWorker(TrainingWorker):
             targets = self._targets.of(data[ROW], tokens.rows, tokens.columns)
             loss = self.family.loss(outputs, targets, self._targets.multipliers)
             terms = {"vf_loss": loss.total} | {f"loss/{name}": term.detach() for name, term in loss.terms.items()}
-            terms["vpred_mean"] = self.family.samples(outputs.detach()).mean(-1)
+            terms["vpred_mean"] = self.family.value(outputs.detach())
             aggregated = [
                 agg_loss(
                     loss_mat=tokens.padded(term, mask.shape),

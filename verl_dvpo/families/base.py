@@ -1,21 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every value family is: the meaning of a critic head's D outputs. Pure torch, no parameters, no verl.
+"""The interface of a value family, and the settings that all families share. Pure torch: no parameters, no verl.
 
-Shape legend (spec, section 1):
+A family gives the D outputs of a critic head their meaning: which value they stand for, which quantiles, which targets
+they learn from, and with which loss. ``docs/families.md`` shows how to write one.
+
+Shape legend (docs/method.md, section 1):
     B sequences, T response positions, L tokens of any batch laid end to end,
     D outputs of the head per token, S numbers kept per token between inference and update,
-    K equally weighted samples of Z(s).
+    K equally weighted samples of Z(s), J quantile levels.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from verl_dvpo.distributional.levels import read_at
+from verl_dvpo.families.bounds import require_between, require_choice, require_integer
+
 #: Adds a 1-D tensor over data-parallel ranks and returns it.
 Reduce = Callable[[Tensor], Tensor]
+
+#: Of a hidden layer in the head; ``verl_dvpo.critic.head`` has the functions.
+ACTIVATION_NAMES = ("gelu", "silu", "relu", "tanh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyConfig:
+    """The settings that every family has. A family adds its own fields in a subclass, also frozen and keyword-only.
+
+    A subclass checks its fields in ``__post_init__`` after it called this class's. Each ValueError begins with the
+    field's name; ``critic.value.`` is put in front of it where settings come from YAML.
+
+    Attributes:
+        family: the registered name or import path by which the family was chosen; empty where it was built in code.
+        lam: trace in [0, 1] of the critic's targets; null takes ``algorithm.lam`` (VC-PPO, VAPO: a λ of its own).
+        head_seed: seed of the head's first weights.
+        head_width: width >= 1 of a hidden layer before the outputs; null for a linear head.
+        head_activation: of that layer: ``gelu``, ``silu``, ``relu`` or ``tanh``.
+        target_seed: seed of targets that are drawn; the draw of update n depends on it and on n alone.
+        keep_on: ``device`` or ``cpu``: where kept numbers wait between inference and update.
+        rows_per_chunk: sequences whose targets are built at once, >= 1; bounds the memory of that step.
+
+    Raises:
+        ValueError: a field is outside its bounds.
+    """
+
+    family: str = ""
+    lam: float | None = None
+    head_seed: int = 0
+    head_width: int | None = None
+    head_activation: str = "gelu"
+    target_seed: int = 0
+    keep_on: str = "device"
+    rows_per_chunk: int = 32
+
+    def __post_init__(self) -> None:
+        if self.lam is not None:
+            require_between("lam", self.lam, 0.0, 1.0)
+        if self.head_width is not None:
+            require_integer("head_width", self.head_width, least=1)
+        require_choice("head_activation", self.head_activation, ACTIVATION_NAMES)
+        require_choice("keep_on", self.keep_on, ("device", "cpu"))
+        require_integer("rows_per_chunk", self.rows_per_chunk, least=1)
 
 
 @dataclass(frozen=True)
@@ -24,7 +74,7 @@ class FamilyLoss:
 
     Attributes:
         total: (L,) what is minimised, after aggregation over tokens.
-        terms: name -> (L,) each active term before its coefficient; logged, not minimised.
+        terms: name -> (L,) each active term before its coefficient; logged as ``critic/loss/<name>``, not minimised.
     """
 
     total: Tensor
@@ -32,28 +82,45 @@ class FamilyLoss:
 
 
 class ValueFamily(ABC):
-    """Gives the outputs of a critic head meaning. One instance serves inference, targets, loss and statistics.
+    """Gives the outputs of a critic head their meaning. One instance serves inference, targets, loss and statistics.
 
-    The worker calls, once an update: :meth:`keep` and :meth:`statistics` on each micro-batch of the inference pass,
-    :meth:`build_targets` on what was kept, :meth:`multipliers` on its targets, then :meth:`loss` on every micro-batch.
+    The worker calls, once an update: ``keep`` and ``statistics`` on each micro-batch of the inference pass,
+    ``values_from_kept`` for the values that the actor sees, ``build_targets`` on what was kept, ``multipliers`` and
+    ``target_statistics`` on those targets, then ``loss`` and ``value`` on every micro-batch.
     """
 
-    #: D, the outputs of the head per token.
+    #: The settings that ``__init__`` takes.
+    Config: ClassVar[type[FamilyConfig]]
+    #: D >= 1, the outputs of the head per token.
     num_outputs: int
-    #: S, the numbers per token that :meth:`keep` returns.
+    #: S >= 1, the numbers per token that ``keep`` returns.
     num_kept: int
 
     @abstractmethod
-    def samples(self, outputs: Tensor) -> Tensor:
-        """(..., D) -> (..., K): equally weighted points of Z(s), ascending; their mean is the value the actor sees."""
+    def __init__(self, config: FamilyConfig) -> None:
+        """Takes settings that are within their bounds, and sets ``num_outputs`` and ``num_kept``."""
 
+    @abstractmethod
+    def value(self, outputs: Tensor) -> Tensor:
+        """(..., D) -> (...): the value that the outputs stand for, in units of reward.
+
+        It equals ``values_from_kept(keep(outputs))`` up to rounding, and needs no order among samples.
+        """
+
+    @abstractmethod
+    def quantiles(self, outputs: Tensor, levels: Tensor) -> Tensor:
+        """(..., D) and (J,) in (0, 1) -> (..., J): quantiles of Z(s), for statistics, pictures and metrics.
+
+        They ascend with the level. A family without a distribution repeats its value.
+        """
+
+    @abstractmethod
     def keep(self, outputs: Tensor) -> Tensor:
-        """(..., D) -> (..., S): what targets need later. The samples, unless a family needs less or more."""
-        return self.samples(outputs)
+        """(..., D) -> (..., S): what targets need later, in float32."""
 
+    @abstractmethod
     def values_from_kept(self, kept: Tensor) -> Tensor:
-        """(..., S) -> (...): the mean of Z(s)."""
-        return kept.mean(-1)
+        """(..., S) -> (...): the value that the actor sees, in units of reward."""
 
     @abstractmethod
     def build_targets(
@@ -66,10 +133,10 @@ class ValueFamily(ABC):
         lam: float,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Targets of one update, from whole sequences.
+        """Builds the targets of one update from whole sequences.
 
         Args:
-            kept: (B, T, S) from :meth:`keep`, before the update.
+            kept: (B, T, S) from ``keep``, before the update.
             rewards: (B, T).
             mask: (B, T), 0 at padding and at tokens that the policy did not write.
             gamma: discount in [0, 1].
@@ -77,25 +144,25 @@ class ValueFamily(ABC):
             generator: for families whose targets are drawn.
 
         Returns:
-            name -> (B, T, ...): per-token tensors that :meth:`loss` takes back, flattened to (L, ...).
+            name -> (B, T, ...): per-token tensors that ``loss`` takes back, flattened to (L, ...).
         """
 
     @abstractmethod
     def loss(
         self, outputs: Tensor, targets: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None
     ) -> FamilyLoss:
-        """Loss per token.
+        """Computes the loss per token.
 
         Args:
             outputs: (L, D) with gradient.
-            targets: name -> (L, ...) from :meth:`build_targets`.
-            multipliers: name -> scalar from :meth:`multipliers`.
+            targets: name -> (L, ...) from ``build_targets``.
+            multipliers: name -> scalar from ``multipliers``.
         """
 
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
     ) -> dict[str, Tensor]:
-        """What :meth:`loss` needs to know of the whole update at once: nothing, unless a family has constraints.
+        """Computes what ``loss`` needs to know of the whole update at once; nothing for a family without constraints.
 
         Args:
             targets: name -> (L, ...) of every token of this rank.
@@ -111,11 +178,15 @@ class ValueFamily(ABC):
         """(L, D) -> metric name -> (L,): averaged over valid tokens and logged as ``critic/<name>``."""
         return {}
 
+    def target_statistics(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """name -> (L, ...) targets -> metric name -> (L,): averaged and logged as those of ``statistics`` are."""
+        return {}
+
     def warnings(self, statistics: Mapping[str, float], reward_std: float) -> dict[str, str]:
-        """What is wrong with the values as a whole: metric name -> what to tell the user; nothing for most families.
+        """Judges the values as a whole: metric name -> what to tell the user; nothing for most families.
 
         Args:
-            statistics: those of :meth:`statistics`, averaged over all valid tokens of the update and all ranks.
+            statistics: those of ``statistics``, averaged over all valid tokens of the update and all ranks.
             reward_std: standard deviation of the sequences' total rewards, over the same.
         """
         return {}
@@ -128,3 +199,23 @@ class ValueFamily(ABC):
         """
         weight.normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)
         bias.zero_()
+
+
+class SampledFamily(ValueFamily):
+    """A family whose outputs stand for K equally weighted samples of Z(s), and that keeps those samples."""
+
+    @abstractmethod
+    def samples(self, outputs: Tensor) -> Tensor:
+        """(..., D) -> (..., K): equally weighted points of Z(s), ascending; their mean is the value."""
+
+    def quantiles(self, outputs: Tensor, levels: Tensor) -> Tensor:
+        """(..., D) and (J,) -> (..., J): the samples, read at the levels by linear interpolation."""
+        return read_at(self.samples(outputs), levels)
+
+    def keep(self, outputs: Tensor) -> Tensor:
+        """(..., D) -> (..., K): the samples, unless a family needs less or more."""
+        return self.samples(outputs)
+
+    def values_from_kept(self, kept: Tensor) -> Tensor:
+        """(..., K) -> (...): the mean of the samples."""
+        return kept.mean(-1)

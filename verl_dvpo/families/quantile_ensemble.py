@@ -2,68 +2,113 @@
 """DVPO's critic: N heads of M quantiles each (arXiv 2512.03847)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from verl_dvpo.distributional.config import CONSTRAINT_TERMS, DVPOLossConfig, check_level_statistics
 from verl_dvpo.distributional.constraints import constraint_multipliers
-from verl_dvpo.distributional.levels import quantile_levels
+from verl_dvpo.distributional.levels import LEVEL_KINDS, quantile_levels
 from verl_dvpo.distributional.losses import dvpo_loss
 from verl_dvpo.distributional.metrics import crossing_fraction, population_std
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.distributional.sorting import sort_samples
-from verl_dvpo.families.base import FamilyLoss, Reduce, ValueFamily
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, Reduce, SampledFamily
+from verl_dvpo.families.bounds import require_choice, require_integer
+from verl_dvpo.families.registry import register_family
+
+TARGETS = ("quantile_gae", "sample_replacement")
 
 
-class QuantileEnsembleFamily(ValueFamily):
-    """Eq 1 [DVPO, paper]: θ_j(s) = (1/N) Σ_i θ_ij(s); outputs are laid out as (N, M).
+@dataclass(frozen=True, kw_only=True)
+class QuantileEnsembleConfig(FamilyConfig):
+    """Settings of ``family: quantile_ensemble``. Defaults are the paper's, or as tagged.
 
-    Args:
+    Attributes:
         num_heads: N >= 1.
         num_quantiles: M >= 1.
         levels: ``right`` (τ_j = j/M, paper) or ``midpoint`` (τ_j = (2j−1)/(2M), ours).
         target: ``quantile_gae`` (Eq 2, paper) or ``sample_replacement`` (ours, after GMAC).
-        loss: the eight terms and their coefficients.
-
-    Raises:
-        ValueError: a count below 1, an unknown kind of levels or target, or ``right`` levels with constraints in units
-            of a level (``constraint_statistics: level``).
+        kappa: Huber threshold >= 0, in units of reward; 0 is the pinball loss.
+        alpha: share of the lower tail, in (0, 0.5].
+        beta: share of the upper tail, in (0, 0.5].
+        risk_temperature: > 0, in units of a level: how fast the weight of a level falls in the term ``risk``.
+        constraint: ``batch`` (ours) or ``token`` (the paper's literal reading).
+        constraint_statistics: ``value`` or ``level`` (ours): the unit in which a constraint's violation is measured;
+            ``level`` needs ``levels: midpoint`` and ``constraint: batch``, and has no ``shape`` and no ``curvature``.
+        coef: term -> coefficient >= 0; 0 switches the term off. Terms left out keep their defaults, which are others
+            with ``level``.
     """
 
-    def __init__(
-        self,
-        *,
-        num_heads: int = 3,
-        num_quantiles: int = 200,
-        levels: str = "right",
-        target: str = "quantile_gae",
-        loss: DVPOLossConfig | None = None,
-    ) -> None:
-        for name, count in (("num_heads", num_heads), ("num_quantiles", num_quantiles)):
-            if count < 1:
-                raise ValueError(f"{name} must be >= 1, got {count}")
-        if target not in ("quantile_gae", "sample_replacement"):
-            raise ValueError(f"target must be 'quantile_gae' or 'sample_replacement', got {target!r}")
-        self.num_heads = num_heads
-        self.num_quantiles = num_quantiles
-        self.num_outputs = num_heads * num_quantiles
-        self.num_kept = num_quantiles
-        self.target = target
-        self.loss_config = loss or DVPOLossConfig()
-        self.levels = quantile_levels(num_quantiles, levels, dtype=torch.float32)
-        check_level_statistics(float(self.levels[-1]), self.loss_config)
+    num_heads: int = 3
+    num_quantiles: int = 200
+    levels: str = "right"
+    target: str = "quantile_gae"
+    kappa: float = 1.0
+    alpha: float = 0.1
+    beta: float = 0.1
+    risk_temperature: float = 1.0
+    constraint: str = "batch"
+    constraint_statistics: str = "value"
+    coef: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("num_heads", self.num_heads, least=1)
+        require_integer("num_quantiles", self.num_quantiles, least=1)
+        require_choice("levels", self.levels, LEVEL_KINDS)
+        require_choice("target", self.target, TARGETS)
+        object.__setattr__(self, "coef", dict(self.coef))  # YAML gives another kind of mapping
+        check_level_statistics(float(quantile_levels(self.num_quantiles, self.levels)[-1]), self.loss_config())
+
+    def loss_config(self) -> DVPOLossConfig:
+        """The eight terms and their coefficients.
+
+        Raises:
+            ValueError: one of its fields is outside its bounds.
+        """
+        return DVPOLossConfig(
+            kappa=self.kappa,
+            alpha=self.alpha,
+            beta=self.beta,
+            risk_temperature=self.risk_temperature,
+            constraint=self.constraint,
+            constraint_statistics=self.constraint_statistics,
+            coef=dict(self.coef),
+        )
+
+
+@register_family("quantile_ensemble")
+class QuantileEnsembleFamily(SampledFamily):
+    """θ_j(s) = (1/N) Σ_i θ_ij(s) (Eq 1 of [DVPO], paper); outputs are laid out as (N, M)."""
+
+    Config = QuantileEnsembleConfig
+
+    def __init__(self, config: QuantileEnsembleConfig) -> None:
+        self.num_heads = config.num_heads
+        self.num_quantiles = config.num_quantiles
+        self.num_outputs = config.num_heads * config.num_quantiles
+        self.num_kept = config.num_quantiles
+        self.target = config.target
+        self.loss_config = config.loss_config()
+        self.levels = quantile_levels(config.num_quantiles, config.levels, dtype=torch.float32)
 
     def _heads(self, outputs: Tensor) -> Tensor:
         """(..., D) -> (..., N, M)."""
-        return outputs.unflatten(-1, (self.num_heads, self.num_quantiles))
+        return outputs.reshape(*outputs.shape[:-1], self.num_heads, self.num_quantiles)
 
     def _levels_on(self, device: torch.device) -> Tensor:
         if self.levels.device != device:
             self.levels = self.levels.to(device)
         return self.levels
 
+    def value(self, outputs: Tensor) -> Tensor:
+        """(..., N·M) -> (...): the mean over heads and quantiles."""
+        return outputs.mean(-1)
+
     def samples(self, outputs: Tensor) -> Tensor:
+        """(..., N·M) -> (..., M): the head-averaged quantiles, ascending."""
         return sort_samples(self._heads(outputs).mean(-2))
 
     def build_targets(
@@ -76,7 +121,7 @@ class QuantileEnsembleFamily(ValueFamily):
         lam: float,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """``targets`` (B, T, M) by Eq 2 or by sample replacement, and ``old`` (B, T, M), the quantiles they rest on."""
+        """Returns ``targets`` (B, T, M), by Eq 2 or by sample replacement, and ``old`` (B, T, M), what they rest on."""
         if self.target == "quantile_gae":
             targets, _ = distributional_gae(rewards, kept, mask, gamma=gamma, lam=lam)
         else:
@@ -86,6 +131,7 @@ class QuantileEnsembleFamily(ValueFamily):
     def loss(
         self, outputs: Tensor, targets: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None
     ) -> FamilyLoss:
+        """L of Eq 11 of [DVPO] (docs/method.md, section 4)."""
         levels = self._levels_on(outputs.device)
         result = dvpo_loss(self._heads(outputs), targets["targets"], levels, self.loss_config, multipliers)
         return FamilyLoss(total=result.total, terms=result.terms)
@@ -93,7 +139,7 @@ class QuantileEnsembleFamily(ValueFamily):
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
     ) -> dict[str, Tensor]:
-        """Those of ``constraint: batch``; none for ``token`` or where every constraint is switched off."""
+        """The multipliers of ``constraint: batch``; none for ``token`` or where every constraint is switched off."""
         config = self.loss_config
         if config.constraint != "batch" or not any(config.coef[name] > 0 for name in CONSTRAINT_TERMS):
             return {}
@@ -116,10 +162,10 @@ class QuantileEnsembleFamily(ValueFamily):
         }
 
     def init_head(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
-        """Each head is drawn on its own; its M quantiles share a weight and differ by an ascending bias. (ours)
+        """Draws each head on its own; its M quantiles share a weight and differ by an ascending bias. (ours)
 
-        So no pair is out of order, and no two are equal: which of equal quantiles belong to a tail is left to rounding.
-        The bias runs from −0.01 to 0.01, in units of reward.
+        The bias runs from −0.01 to 0.01, in units of reward. So no pair starts out of order, and no two are equal,
+        where rounding would decide which of them belong to a tail.
         """
         rows = torch.empty(self.num_heads, 1, weight.shape[1], dtype=weight.dtype)
         rows.normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)

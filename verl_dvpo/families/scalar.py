@@ -1,34 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scalar critic of PPO, as a family: the same loss as verl's own, number for number."""
+"""The scalar critic of PPO: the same loss as verl's own, number for number."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from verl_dvpo.distributional.returns import distributional_gae
-from verl_dvpo.families.base import FamilyLoss, ValueFamily
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, SampledFamily
+from verl_dvpo.families.bounds import require_at_least
+from verl_dvpo.families.registry import register_family
 
 
-class ScalarFamily(ValueFamily):
-    """One output, the value itself; squared error to the lambda-return, with PPO's clipping around the old value.
+@dataclass(frozen=True, kw_only=True)
+class ScalarConfig(FamilyConfig):
+    """Settings of ``family: scalar``.
 
-    Args:
-        cliprange: how far, in units of reward, a prediction may move from its old value before the clipped loss
-            takes over; >= 0. verl's ``critic.cliprange_value``.
-
-    Raises:
-        ValueError: ``cliprange`` is negative.
+    Attributes:
+        cliprange: >= 0, in units of reward: how far a prediction may move from its old value before the clipped loss
+            takes over. verl's ``critic.cliprange_value``.
     """
 
-    num_outputs = 1
-    num_kept = 1
+    cliprange: float = 0.5
 
-    def __init__(self, *, cliprange: float = 0.5) -> None:
-        require_cliprange(cliprange)
-        self.cliprange = cliprange
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least("cliprange", self.cliprange, 0.0)
+
+
+@register_family("scalar")
+class ScalarFamily(SampledFamily):
+    """One output, the value itself; squared error to the λ-return, with PPO's clipping around the old value."""
+
+    Config = ScalarConfig
+
+    def __init__(self, config: ScalarConfig) -> None:
+        self.cliprange = config.cliprange
+        self.num_outputs = self.num_kept = 1
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """(..., 1) -> (...)."""
+        return outputs.squeeze(-1)
 
     def samples(self, outputs: Tensor) -> Tensor:
+        """(..., 1) -> (..., 1): the value, a distribution of one point."""
         return outputs
 
     def build_targets(
@@ -41,13 +57,14 @@ class ScalarFamily(ValueFamily):
         lam: float,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """``returns`` (B, T, 1), the lambda-return of GAE (arXiv 1506.02438), and ``values`` (B, T, 1)."""
+        """Returns ``returns`` (B, T, 1), the λ-return of GAE (arXiv 1506.02438), and ``values`` (B, T, 1)."""
         returns, _ = distributional_gae(rewards, kept, mask, gamma=gamma, lam=lam)
         return {"returns": returns, "values": kept}
 
     def loss(
         self, outputs: Tensor, targets: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None
     ) -> FamilyLoss:
+        """L = ½·``squared_error``."""
         squared = clipped_squared_error(outputs, targets["returns"], targets["values"], self.cliprange).squeeze(-1)
         return FamilyLoss(total=0.5 * squared, terms={"squared_error": squared})
 
@@ -68,15 +85,3 @@ def clipped_squared_error(values: Tensor, returns: Tensor, old: Tensor, cliprang
     """
     clipped = values.clamp(old - cliprange, old + cliprange)
     return torch.maximum((values - returns).square(), (clipped - returns).square())
-
-
-def require_heads(num_heads: int) -> None:
-    """Raises ValueError for an ensemble of none."""
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be >= 1, got {num_heads}")
-
-
-def require_cliprange(cliprange: float) -> None:
-    """Raises ValueError for a negative range; NaN is one."""
-    if not cliprange >= 0:
-        raise ValueError(f"cliprange must be >= 0, got {cliprange}")

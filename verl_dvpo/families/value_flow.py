@@ -1,58 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DFPO's critic: a state's return distribution as a flow from base noises (arXiv 2602.05890; spec, section 7; rebuilt).
+"""DFPO's critic: the return distribution of a state as a flow from base noises (arXiv 2602.05890; rebuilt).
+
+The formulas are in docs/method.md, section 7; what was measured of their choices is in docs/families.md.
 
 Shapes: B sequences, T response positions, R tokens laid end to end, I frequencies, P powers of u, K base noises.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from verl_dvpo.distributional.config import TERMS, DVPOLossConfig
 from verl_dvpo.distributional.constraints import PARTS, constraint_multipliers, constraint_terms
 from verl_dvpo.distributional.levels import quantile_levels
 from verl_dvpo.distributional.metrics import crossing_fraction, population_std
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.distributional.sorting import count_below, sort_samples, sort_with_gradient
-from verl_dvpo.families.base import FamilyLoss, Reduce, ValueFamily
-from verl_dvpo.families.flow_config import FIELD_TERMS, FLOW_CONSTRAINTS, FlowConfig
-from verl_dvpo.families.flow_field import (
-    at_time,
-    base_noises,
-    cosine_series,
-    euler_samples,
-    noise_basis,
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, Reduce, SampledFamily
+from verl_dvpo.families.bounds import require_choice, require_finite, require_integer, require_terms
+from verl_dvpo.families.flow_field import at_time, base_noises, cosine_series, euler_samples, noise_basis
+from verl_dvpo.families.registry import register_family
+
+#: Terms on the field, and constraints on the one-step samples.
+FIELD_TERMS = ("anchor", "flow_matching", "straightness")
+FLOW_CONSTRAINTS = ("cvar", "gain", "shift", "shape")
+FLOW_TERMS = FIELD_TERMS + FLOW_CONSTRAINTS
+
+#: The anchor's pull has a slope of ``step``, where DVPO's pinball has one of 1: so the constraints weigh 1/20 of 0.02,
+#: the coefficient from which docs/method.md, section 4, starts.
+FLOW_COEF: Mapping[str, float] = MappingProxyType(
+    {
+        "anchor": 1.0,
+        "flow_matching": 0.005,
+        "straightness": 1.0,
+        "cvar": 0.001,
+        "gain": 0.001,
+        "shift": 0.001,
+        "shape": 0.001,
+    }
 )
 
 
-class ValueFlowFamily(ValueFamily):
-    """ẑ_k = ε_k + v(ε_k, 0|s): one Euler step of the field v from K base noises; outputs are laid out as (I, P).
+@dataclass(frozen=True, kw_only=True)
+class ValueFlowConfig(FamilyConfig):
+    """Settings of ``family: value_flow``.
 
-    What is kept of a state are its K sorted samples, not its I·P outputs: a third of the numbers (32 against 96), and
-    what `flow_matching` needs of the next state follows from them, because its flow is taken as straight: from ε_k to
-    the k-th sample z̄_k, ζ̄_u = ε_k + u·v̄ with v̄ = z̄_k − ε_k. That is the flow whose end is what the actor and the
-    targets see; the field of u > 0 only approximates it. Measured on 9 fair ±1 steps, keeping the outputs and following
-    the old field itself changed the error of V from 0.006 to 0.005 and W1 from 0.016 to 0.015, with `flow_matching` ten
-    times as strong from 0.017 to 0.020 and from 0.055 to 0.056.
-
-    Couplings. A token's targets come from one trajectory: of how returns differ between trajectories, its K samples
-    know little. ``sorted`` regresses ε_k on the k-th smallest of them, and squared errors average *quantiles* over
-    trajectories: that is independent coupling again, only trajectory by trajectory. On 9 fair ±1 steps the start
-    state's standard deviation of 0.5 becomes 0.06 (Eq 2's targets) or 0.19 (sample replacement). ``calibrated`` (ours)
-    moves the kept sample z̄_k by step·σ·½·(τ_k − 1{z < z̄_k})/√(τ_k(1−τ_k)), averaged over the targets z: the pinball's
-    direction, at rest where z̄_k is the τ_k-quantile of all trajectories' targets. It finds 0.49.
-    There the path runs along the kept samples, and what is learned at u > 0 leaves the field at u = 0 alone, which is
-    fitted for itself: misfits of the later field would otherwise act on the samples, again with every update.
-
-    Args:
-        config: sizes, scales and coefficients.
+    Attributes:
+        num_noises: K >= 2 base noises, and samples of a state's value.
+        num_frequencies: I >= 1 cosines over the base distribution; I = K can give every sample a value of its own.
+        num_powers: P >= 1 powers of the virtual time u; 1 is a field that does not depend on u.
+        value_scale: σ > 0, in units of reward: the spread of the base noises, and of a state that is not learned yet.
+            A little above the returns' own, which for returns in [0, 1] is at most 0.5: paths that widen are harder to
+            follow in one step.
+        euler_steps: >= 1 steps from noise to sample; 1 is the paper's. Each further step costs as much again; with
+            more than one, ``flow/one_step_gap`` is logged.
+        target: ``quantile_gae`` (Eq 2 of DVPO on the samples) or ``sample_replacement``.
+        coupling: ``calibrated`` (ours) or ``sorted`` (the k-th noise goes to the k-th smallest target of its token);
+            see ``ValueFlowFamily``.
+        step: > 0, in units of value_scale: how far ``calibrated`` moves a sample in one update.
+        uncertainty: c >= 0, per unit of reward: w = sigmoid(−c·spread(s')) + ½ weighs ``flow_matching``.
+        collapse_threshold: >= 0: a spread below this share of the rewards' standard deviation is a collapse; 0 never
+            warns.
+        alpha: lower tail's share of the samples, in (0, 0.5].
+        beta: upper tail's share of the samples, in (0, 0.5].
+        constraint: ``batch`` (ours) or ``token``: how ``cvar``, ``gain``, ``shift`` and ``shape`` act.
+        coef: coefficient >= 0 of each term; 0 removes the term and its cost. Names left out keep their default.
     """
 
-    def __init__(self, config: FlowConfig | None = None) -> None:
-        self.config = config = config or FlowConfig()
+    num_noises: int = 64
+    num_frequencies: int = 64
+    num_powers: int = 3
+    value_scale: float = 0.7
+    euler_steps: int = 1
+    target: str = "sample_replacement"
+    coupling: str = "calibrated"
+    step: float = 0.05
+    uncertainty: float = 1.0
+    collapse_threshold: float = 0.02
+    alpha: float = 0.1
+    beta: float = 0.1
+    constraint: str = "batch"
+    coef: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("num_noises", 2), ("num_frequencies", 1), ("num_powers", 1), ("euler_steps", 1)):
+            require_integer(name, getattr(self, name), least=least)
+        for name in ("value_scale", "step"):
+            require_finite(name, getattr(self, name), above=0.0)
+        for name in ("uncertainty", "collapse_threshold"):
+            require_finite(name, getattr(self, name), least=0.0)
+        require_choice("target", self.target, ("quantile_gae", "sample_replacement"))
+        require_choice("coupling", self.coupling, ("calibrated", "sorted"))
+        require_terms(self.coef, FLOW_TERMS)
+        object.__setattr__(self, "coef", {**FLOW_COEF, **self.coef})
+        for name in FLOW_TERMS:
+            require_finite(f"coef.{name}", self.coef[name], least=0.0)
+        if not any(self.coef.values()):
+            raise ValueError(f"coef has no term above 0; it must keep one of {', '.join(FLOW_TERMS)}")
+        self.loss_config()
+
+    def loss_config(self) -> DVPOLossConfig:
+        """The constraints on the one-step samples.
+
+        Raises:
+            ValueError: alpha, beta or constraint is not allowed.
+        """
+        chosen = {name: self.coef[name] for name in FLOW_CONSTRAINTS}
+        return DVPOLossConfig(
+            alpha=self.alpha, beta=self.beta, constraint=self.constraint, coef=dict.fromkeys(TERMS, 0.0) | chosen
+        )
+
+
+@register_family("value_flow")
+class ValueFlowFamily(SampledFamily):
+    """ẑ_k = ε_k + v(ε_k, 0|s): one Euler step of the field v from K base noises; outputs are laid out as (I, P).
+
+    The K sorted samples of a state are kept, not its I·P outputs. ``flow_matching`` takes the next state's flow from
+    them as straight, from ε_k to the k-th sample z̄_k: ζ̄_u = ε_k + u·v̄ with v̄ = z̄_k − ε_k. The end of that flow is what
+    the actor and the targets see; the field of u > 0 only approximates it.
+
+    Couplings. The K targets of one token come from one trajectory, so they know little of how returns differ between
+    trajectories. ``sorted`` regresses ε_k on the k-th smallest of them; squared errors then average quantiles over
+    trajectories, and the distribution shrinks. ``calibrated`` (ours) moves the kept sample z̄_k by
+    step·σ·½·(τ_k − 1{z < z̄_k})/√(τ_k(1−τ_k)), averaged over the targets z. That is the pinball's direction, at rest
+    where z̄_k is the τ_k-quantile of all trajectories' targets. There the path runs along the kept samples, and what is
+    learned at u > 0 leaves the field at u = 0 alone, because misfits of the later field would act on the samples.
+    """
+
+    Config = ValueFlowConfig
+
+    def __init__(self, config: ValueFlowConfig) -> None:
+        self.config = config
         self.num_outputs = config.num_frequencies * config.num_powers
         self.num_kept = config.num_noises
-        self.loss_config = config.constraints()
+        self.loss_config = config.loss_config()
         self.active = [name for name in FLOW_CONSTRAINTS if config.coef[name] > 0]
         self.noises = base_noises(config.num_noises, config.value_scale)
         self.basis = noise_basis(config.num_noises, config.num_frequencies)
@@ -73,7 +158,12 @@ class ValueFlowFamily(ValueFamily):
         points = euler_samples(coefficients, self.noises, self.basis, self.config.value_scale, steps)
         return points.reshape(*outputs.shape[:-1], -1)
 
+    def value(self, outputs: Tensor) -> Tensor:
+        """(..., D) -> (...): the mean of the samples, in any order."""
+        return self._points(outputs, self.config.euler_steps).mean(-1)
+
     def samples(self, outputs: Tensor) -> Tensor:
+        """(..., D) -> (..., K), ascending."""
         return sort_with_gradient(self._points(outputs, self.config.euler_steps))
 
     # ------------------------------------------------------------------ targets
@@ -88,10 +178,10 @@ class ValueFlowFamily(ValueFamily):
         lam: float,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """``targets`` z and ``old`` z̄ (B, T, K), ascending; ``anchor`` (B, T, K), where the paths should end.
+        """Returns ``targets`` z and ``old`` z̄ (B, T, K), ascending; ``anchor`` (B, T, K), where the paths should end.
 
-        With a term on the field, ``time`` (B, T), the token's u ~ U(0, 1): drawn here and not in the loss, so that
-        gradients do not depend on how a batch is cut. With `flow_matching`, of the next valid state s' as in verl:
+        With a term on the field also ``time`` (B, T), the token's u ~ U(0, 1): drawn here and not in the loss, so that
+        gradients do not depend on how a batch is cut. With ``flow_matching``, of the next valid state s' as in verl:
         ``next_velocity`` γ·v̄ (B, T, K); ``next_reward`` r, ``next_discount`` γ and ``next_weight`` w(s) (B, T), which
         is 0 at the last token, whose next state has no flow.
         """
@@ -127,9 +217,16 @@ class ValueFlowFamily(ValueFamily):
     def loss(
         self, outputs: Tensor, targets: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None
     ) -> FamilyLoss:
-        """L = Σ coef[name]·term: those of :meth:`_field_terms`, and the constraints of section 4 on the samples ẑ."""
+        """L = Σ coef[name]·term: the terms on the field, and the constraints of section 4 on the samples ẑ.
+
+        Raises:
+            ValueError: ``constraint`` is ``batch``, a constraint is active, and ``multipliers`` is None.
+        """
         if self.active and self.config.constraint == "batch" and multipliers is None:
-            raise ValueError(f"multipliers is None, but constraint is 'batch' and {', '.join(self.active)} are active")
+            raise ValueError(
+                f"multipliers is None, but constraint is 'batch' and {', '.join(self.active)} are active; "
+                "pass what multipliers() returned"
+            )
         self._move_to(outputs.device)
         coefficients = self._coefficients(outputs)
         # v(ε_k, 0|s): (R, K).
@@ -145,7 +242,7 @@ class ValueFlowFamily(ValueFamily):
         return FamilyLoss(total=total, terms=terms)
 
     def _field_terms(self, coefficients: Tensor, start: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The active ones of three terms, each a mean over k (rebuilt; see the class for ``calibrated``).
+        """Computes the active ones of three terms, each a mean over k (rebuilt; ``calibrated``: ours, see the class).
 
         ``anchor``: (v(ζ,u|s) − (g_k − ε_k))² at ζ = (1−u)ε_k + u·e_k. ``sorted``: g = e = z, the sorted targets.
         ``calibrated``: g is the moved kept sample and e the kept one; plus the same at u = 0.
@@ -182,7 +279,7 @@ class ValueFlowFamily(ValueFamily):
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
     ) -> dict[str, Tensor]:
-        """Those of the active constraints under ``constraint: batch``; none otherwise."""
+        """The multipliers of the active constraints under ``constraint: batch``; none otherwise."""
         if self.config.constraint != "batch" or not self.active:
             return {}
         self._move_to(mask.device)
@@ -190,7 +287,7 @@ class ValueFlowFamily(ValueFamily):
         found = constraint_multipliers(old, z, mask, self.levels, self.loss_config, reduce=reduce)
         return {part: found[part] for name in self.active for part in PARTS[name]}
 
-    # ------------------------------------------------------------------ what is measured
+    # ------------------------------------------------------------------ metrics
 
     def statistics(self, outputs: Tensor) -> dict[str, Tensor]:
         """q10, q50, q90, spread (standard deviation over samples), share of adjacent samples out of order.
@@ -213,7 +310,7 @@ class ValueFlowFamily(ValueFamily):
         return measured
 
     def warnings(self, statistics: Mapping[str, float], reward_std: float) -> dict[str, str]:
-        """``flow/collapsed`` if the flow has collapsed, see :func:`has_collapsed`."""
+        """Warns of ``flow/collapsed``, see ``has_collapsed``."""
         spread = statistics["quantile/spread"]
         if not has_collapsed(spread, reward_std, self.config.collapse_threshold):
             return {}
@@ -235,16 +332,18 @@ class ValueFlowFamily(ValueFamily):
 
 
 def quantile_pull(samples: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
-    """½·(τ_k·P(z > q_k) − (1−τ_k)·P(z < q_k))/√(τ_k(1−τ_k)): (..., K), the standardised slope of the pinball. (ours)
+    """Computes the standardised slope of the pinball, ½·(τ_k·P(z > q_k) − (1−τ_k)·P(z < q_k))/√(τ_k(1−τ_k)). (ours)
 
-    Zero where q_k is the τ_k-quantile of z, whatever the factor; with it, every level is pulled with a standard
-    deviation of ½ there. Without it the last levels hardly move where a return is certain: error of V 0.029 instead of
-    0.005 on 9 fair ±1 steps.
+    It is zero where q_k is the τ_k-quantile of z. Its standard deviation there is ½ at every level; without the square
+    root the last levels hardly move where a return is certain.
 
     Args:
         samples: (..., K) q, ascending.
         targets: (..., J) z, ascending.
         levels: (K,) τ, in (0, 1).
+
+    Returns:
+        (..., K).
     """
     q, z = samples.reshape(-1, samples.shape[-1]), targets.reshape(-1, targets.shape[-1])
     below = count_below(z, q).number / z.shape[1]
@@ -254,7 +353,7 @@ def quantile_pull(samples: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
 
 
 def next_valid(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The next valid position after each: verl's rule, by which the next value is carried through masked tokens.
+    """Finds the next valid position after each: verl carries the next value through masked tokens.
 
     Args:
         valid: (B, T) bool.
@@ -270,7 +369,7 @@ def next_valid(valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def has_collapsed(spread: float, reward_std: float, threshold: float) -> bool:
-    """Whether samples spread by less than ``threshold`` times the rewards' standard deviation, while rewards vary.
+    """Tells if samples spread by less than ``threshold`` times the rewards' standard deviation, while rewards vary.
 
     Args:
         spread: mean over valid tokens of the standard deviation over samples, in units of reward.

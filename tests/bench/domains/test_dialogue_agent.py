@@ -17,8 +17,8 @@ from verl_dvpo.bench.domains.agent_loop import DialogueAgentLoop
 from verl_dvpo.bench.domains.conversation import encode
 from verl_dvpo.bench.domains.dialogue import Goal
 from verl_dvpo.bench.domains.reward import TURNS, compute_score
-from verl_dvpo.critic.config import family_config
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
 
 TOKENIZER = build_tokenizer()
 GOAL = Goal("table", {"food": "thai", "day": "fri", "people": "4"}, ("food", "people"))
@@ -181,7 +181,7 @@ def test_the_users_tokens_get_no_gradient():
     own = mask.bool()
     rewards = torch.zeros(mask.shape)
     rewards[0, -1] = 1.0
-    family = family_config("quantile_ensemble", num_heads=2, num_quantiles=3).build()
+    family = QuantileEnsembleFamily(QuantileEnsembleConfig(num_heads=2, num_quantiles=3))
     outputs = torch.randn(*mask.shape, family.num_outputs, generator=torch.Generator().manual_seed(0))
     kept = family.keep(outputs)
     advantages = distributional_gae(rewards, family.samples(outputs), mask, gamma=1.0, lam=0.95)[1]

@@ -11,7 +11,7 @@ from verl_dvpo.bench.lab import forms, registry
 from verl_dvpo.bench.lab.process import bernoulli_walk, skewed_walk
 from verl_dvpo.bench.lab.training import TrainConfig, train
 from verl_dvpo.distributional import DVPOLossConfig, quantile_levels
-from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
 
 FAST = TrainConfig(updates=3, batch=8, points=2, learning_rate=0.05)
 
@@ -56,7 +56,7 @@ def test_dvpo_and_dvpo_calibrated_are_what_ships() -> None:
     dvpo, calibrated = (registry.setup(name).build() for name in ("dvpo", "dvpo_calibrated"))
     assert isinstance(dvpo, QuantileEnsembleFamily)
     assert isinstance(calibrated, QuantileEnsembleFamily)
-    shipped = QuantileEnsembleFamily()
+    shipped = QuantileEnsembleFamily(QuantileEnsembleConfig())
     assert dvpo.loss_config == shipped.loss_config
     assert (dvpo.target, dvpo.levels[-1]) == (shipped.target, shipped.levels[-1])
     # tests/test_configs.py: what algorithm=dvpo_calibrated ships.

@@ -39,7 +39,7 @@ from verl_dvpo.distributional import CONSTRAINT_TERMS, MULTIPLIERS, constraint_m
 from verl_dvpo.distributional.constraints import constraint_differences, level_differences
 from verl_dvpo.distributional.sorting import count_below, sort_samples
 from verl_dvpo.families.base import Reduce
-from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
 
 STATISTICS = ("tail", "clipped", "capped", "median", "unbiased", "level")
 AVERAGES = ("mean", "blocks", "gated", "signed")
@@ -52,13 +52,13 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
     """A quantile ensemble whose constraints use another statistic or average.
 
     Args:
+        config: of the quantile ensemble, with `constraint: batch`.
         statistic: one of `STATISTICS`.
         average: one of `AVERAGES`.
-        **kwargs: as for `QuantileEnsembleFamily`; the loss must be `constraint: batch`.
     """
 
-    def __init__(self, *, statistic: str = "tail", average: str = "mean", **kwargs) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, config: QuantileEnsembleConfig, *, statistic: str = "tail", average: str = "mean") -> None:
+        super().__init__(config)
         if statistic not in STATISTICS:
             raise ValueError(f"statistic is {statistic!r}; it must be one of {', '.join(STATISTICS)}")
         if average not in AVERAGES:

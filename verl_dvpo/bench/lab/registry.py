@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The critics that the lab trains, each by a name: family, target kind, levels, κ, terms, form of the constraints.
 
-A new family is one line of `FAMILIES`.
+A new family of the package is among `FAMILIES` by itself.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from verl_dvpo.distributional import CONSTRAINT_TERMS, TERMS, DVPOLossConfig
+from verl_dvpo.distributional import CONSTRAINT_TERMS, TERMS
 from verl_dvpo.distributional.config import DEFAULT_COEF, DEFAULT_LEVEL_COEF, LEVEL_TERMS
 from verl_dvpo.families.base import ValueFamily
-from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
-from verl_dvpo.families.robust_bellman import RobustBellmanFamily
-from verl_dvpo.families.scalar import ScalarFamily
-from verl_dvpo.families.scalar_ensemble import ScalarEnsembleFamily
-from verl_dvpo.families.value_flow import ValueFlowFamily
+from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
+from verl_dvpo.families.registry import build_family, family_names, family_settings
 
 from .forms import STATISTICS, ConstraintFormFamily
 
@@ -53,9 +50,17 @@ def quantiles(
     statistics: str = "value",
 ) -> QuantileEnsembleFamily:
     """A quantile ensemble; the terms that `coef` leaves out are off."""
-    loss = DVPOLossConfig(kappa=kappa, constraint=constraint, constraint_statistics=statistics, coef={**OFF, **coef})
     return QuantileEnsembleFamily(
-        num_heads=NUM_HEADS, num_quantiles=NUM_QUANTILES, levels=levels, target=TARGETS[target], loss=loss
+        QuantileEnsembleConfig(
+            num_heads=NUM_HEADS,
+            num_quantiles=NUM_QUANTILES,
+            levels=levels,
+            target=TARGETS[target],
+            kappa=kappa,
+            constraint=constraint,
+            constraint_statistics=statistics,
+            coef={**OFF, **coef},
+        )
     )
 
 
@@ -69,30 +74,38 @@ def form(
     kappa: float = 0.0,
 ) -> ConstraintFormFamily:
     """A quantile ensemble whose constraints take another form; the terms that `coef` leaves out are off."""
-    return ConstraintFormFamily(
+    settings = QuantileEnsembleConfig(
         num_heads=NUM_HEADS,
         num_quantiles=NUM_QUANTILES,
         levels=levels,
         target=TARGETS[target],
-        loss=DVPOLossConfig(kappa=kappa, coef={**OFF, **coef}),
-        statistic=statistic,
-        average=average,
+        kappa=kappa,
+        coef={**OFF, **coef},
     )
+    return ConstraintFormFamily(settings, statistic=statistic, average=average)
+
+
+def shipped(family: str, **settings: Any) -> Setup:
+    """A family by its registered name; fields that `settings` leaves out keep their default."""
+    return Setup(lambda: build_family(family_settings(family, **settings)))
 
 
 # What `algorithm=NAME` trains, and the quantile ensemble with its choices taken one at a time.
 FAMILIES: dict[str, Setup] = {
-    "ppo": Setup(ScalarFamily),
-    "ppo_ensemble": Setup(lambda: ScalarEnsembleFamily(num_heads=NUM_HEADS)),
-    "robust_bellman": Setup(lambda: RobustBellmanFamily(num_heads=NUM_HEADS)),
+    "ppo": shipped("scalar"),
+    "ppo_ensemble": shipped("scalar_ensemble", num_heads=NUM_HEADS),
+    "robust_bellman": shipped("robust_bellman", num_heads=NUM_HEADS),
     "dvpo": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF)),
     "dvpo, token": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF, constraint="token")),
     "dvpo_calibrated": Setup(lambda: quantiles("sr", coef=DEFAULT_LEVEL_COEF, statistics="level")),
     "quantile eq2": Setup(quantiles),
     "quantile sr": Setup(lambda: quantiles("sr")),
     "quantile mc": Setup(quantiles, lam=1.0),
-    "dfpo": Setup(ValueFlowFamily),
+    "dfpo": shipped("value_flow"),
 }
+#: The families above; any other that the package has goes by its own name, with its defaults.
+LISTED = ("scalar", "scalar_ensemble", "robust_bellman", "quantile_ensemble", "value_flow")
+FAMILIES |= {name: shipped(name) for name in family_names() if name not in LISTED}
 
 KAPPAS = (0.0, 0.1, 1.0)
 #: Where spec section 4 starts from, and what every term and form is tried with.

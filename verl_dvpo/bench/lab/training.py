@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl_dvpo.families.base import ValueFamily
+from verl_dvpo.distributional import quantile_levels
+from verl_dvpo.families.base import SampledFamily, ValueFamily
 
 from .metrics import evaluate
 from .process import Array, TokenProcess, corrupt
@@ -152,13 +153,20 @@ def train(
         states, rewards = _rollout(process, noise, streams, config.batch)
         _update(family, model, optimiser, states, rewards, config, generator)
         if update in record:
-            values = family.samples(model().detach()).double().mean(-1)
+            values = points(family, model().detach()).double().mean(-1)
             at.append(update)
             curve.append(((values - clean).square() @ weight).sqrt().numpy())
             if progress:
                 progress()
-    samples = family.samples(model().detach()).double().numpy()
+    samples = points(family, model().detach()).double().numpy()
     return Trained(evaluate(samples, process, noise), at, np.stack(curve), samples)
+
+
+def points(family: ValueFamily, outputs: Tensor) -> Tensor:
+    """(..., D) -> (..., K): equally weighted points of Z(s), ascending; of a family without samples 200 quantiles."""
+    if isinstance(family, SampledFamily):
+        return family.samples(outputs)
+    return family.quantiles(outputs, quantile_levels(200, "midpoint"))
 
 
 def _rollout(
