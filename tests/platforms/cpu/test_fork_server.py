@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forks of the server are as processes of their own: arguments, environment, folder, output, and their end.
+
+Runs that use it repeat those without it to the bit; tests/test_e2e.py starts its workers this way.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from verl_dvpo.platforms.cpu.fork_server import ForkServer
+
+TELL = """
+import json, os, sys, random
+import numpy as np
+print(json.dumps({
+    "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "environment": dict(os.environ), "name": __name__,
+    "loaded": "fractions" in sys.modules, "pid": os.getpid(), "draws": [random.random(), float(np.random.rand())],
+    "threads": __import__("torch").get_num_threads(),
+}))
+print("an error", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ForkServer({"COLOUR": "server"}, modules=("numpy", "torch", "fractions")) as running:
+        yield running
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "worker.py"
+    path.write_text(TELL)
+    return path
+
+
+def run(server: ForkServer, *arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [*shlex.split(server.py_executable), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_a_fork_is_what_the_process_would_have_been(server, script, tmp_path):
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "COLOUR": "client"}
+    done = run(server, str(script), "--a", "b c", cwd=tmp_path, env=environment)
+    told = json.loads(done.stdout)
+    assert told["argv"] == [str(script), "--a", "b c"]
+    assert told["path"] == str(tmp_path)
+    assert Path(told["cwd"]) == tmp_path
+    assert {name: told["environment"].get(name) for name in environment} == environment
+    assert told["name"] == "__main__"
+    assert told["loaded"]
+    assert told["threads"] == 1
+    assert "an error" in done.stderr
+    assert done.returncode == 0
+
+
+def test_forks_draw_apart(server, script):
+    first, second = (json.loads(run(server, str(script)).stdout) for _ in range(2))
+    assert first["pid"] != second["pid"]
+    assert set(first["draws"]).isdisjoint(second["draws"])
+
+
+def test_who_ends_the_client_ends_the_worker(server, tmp_path):
+    script = tmp_path / "sleep.py"
+    script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        client = subprocess.Popen([*shlex.split(server.py_executable), str(script)], stdout=subprocess.PIPE, text=True)
+        worker = int(client.stdout.readline())
+        client.send_signal(number)
+        client.wait(20)
+        assert wait_for_end(worker), number
+
+
+def test_a_signal_to_a_worker_s_group_leaves_the_server(server, script, tmp_path):
+    """Ray ends a worker with its whole process group."""
+    sleeper = tmp_path / "sleep.py"
+    sleeper.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n")
+    client = subprocess.Popen([*shlex.split(server.py_executable), str(sleeper)], stdout=subprocess.PIPE, text=True)
+    worker = int(client.stdout.readline())
+    os.killpg(os.getpgid(worker), signal.SIGKILL)
+    client.wait(20)
+    assert json.loads(run(server, str(script)).stdout)["loaded"]
+
+
+def test_the_server_ends_with_its_owner(tmp_path):
+    code = (
+        "import os, sys\nfrom verl_dvpo.platforms.cpu.fork_server import ForkServer\n"
+        "server = ForkServer(modules=('fractions',))\nprint(server._process.pid, flush=True)\nos._exit(0)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert wait_for_end(int(printed.stdout.split()[-1]))
+
+
+def test_modules_that_load_ray_are_refused(tmp_path):
+    """Ray's library reads the job and the raylet from the environment when it is loaded, once."""
+    server = ForkServer(modules=("ray",))
+    assert server._process.wait(60) != 0
+    server.close()
+
+
+def wait_for_end(pid: int, seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
