@@ -111,7 +111,7 @@ def serve(listener: socket.socket, lifeline: int, modules: list[str]) -> None:
     gc.freeze()  # a collection in a fork would copy every page that it looks at
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     while True:
-        ready, _, _ = select.select([listener, lifeline], [], [])
+        ready, _, _ = select.select([listener.fileno(), lifeline], [], [])
         if lifeline in ready:
             return
         connection, _ = listener.accept()
