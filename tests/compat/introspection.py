@@ -93,7 +93,7 @@ def is_generated(cls: type, name: str) -> bool:
 
 
 def is_written_in(cls: type, name: str) -> bool:
-    """Tells whether the source of ``cls`` defines ``name``; Ray's stand-in of an actor class has no source of its own."""
+    """Tells whether the source of ``cls`` defines ``name``; Ray's stand-in of an actor class has none."""
     return name in vars(cls) and "<locals>" not in cls.__qualname__
 
 

@@ -88,6 +88,4 @@ def resolve(name: str) -> Any:
 def _lacks(entry: Entry) -> str:
     from verl_dvpo.compat.versions import SUPPORTED, installed
 
-    return (
-        f"verl is {installed()!r}, without {entry.symbol}; verl-dvpo fits {', '.join(SUPPORTED)}; install one of them"
-    )
+    return f"verl is {installed()!r}, without {entry.symbol}; this verl-dvpo fits {', '.join(SUPPORTED)}; install one of them"

@@ -39,13 +39,18 @@ def fingerprint(root: Path, symbol: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@functools.lru_cache(maxsize=256)
 def _module(root: Path, module: str) -> ast.Module:
     base = root.joinpath(*module.split("."))
     for file in (base.with_suffix(".py"), base / "__init__.py"):
         if file.exists():
-            return ast.parse(file.read_text(encoding="utf-8"))
+            return _parsed(file, file.stat().st_mtime_ns)
     raise SymbolNotFoundError(module)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(file: Path, changed: int) -> ast.Module:
+    """Parses ``file`` as it was at ``changed``."""
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _flat(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import os
+from typing import Any
 
 #: Version of verl -> the source that was tested.
 SUPPORTED = {
@@ -45,6 +46,17 @@ def check_version(version: str | None = None) -> None:
                 f"verl is {found!r}, but another commit than the tested one, and changes {names}; {_fitting()}; "
                 f"install one of them, or set {OVERRIDE_ENV}=1 to try this one"
             )
+
+
+def lacks_agents(config: Any) -> set[str]:
+    """Names the agent loops of ours that the installed verl cannot run with ``config``.
+
+    verl 0.9.0 gives an agent loop the means to join turns only where ``data.continuous_token.enable`` is true; later
+    versions always do.
+    """
+    if installed() != "0.9.0" or config.data.get("continuous_token", {}).get("enable", False):
+        return set()
+    return {"dialogue_agent"}
 
 
 def _fitting() -> str:

@@ -53,7 +53,7 @@ def log_rewards(
     is_wanted: Callable[[Any], bool],
     metrics_of: Callable[[Sequence[dict[str, Any]]], dict[str, float]],
 ) -> Callable[..., Any]:
-    """Adds ``metrics_of`` what the reward function returned to a step's metrics, where the configuration asks for it."""
+    """Adds ``metrics_of(rewards)`` to the metrics of a step where ``is_wanted(config)``."""
     from verl_dvpo.compat.queue import reward_infos
 
     def _balance_batch(self: Any, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

