@@ -5,12 +5,14 @@ Their order of parameters is ours to watch: a call that goes on to work with oth
 """
 
 from verl_dvpo.compat.entry import Entry, Kind
+from verl_dvpo.compat.versions import SUPPORTED
 
 _AGENT_LOOP = "verl.experimental.agent_loop.agent_loop:AgentLoopBase"
 
 
-def _call(symbol: str, ours: str, what: str, *, members: str = "", versions: tuple[str, ...] = ()) -> Entry:
-    chosen = {"versions": versions} if versions else {}
+def _call(
+    symbol: str, ours: str, what: str, *, members: str = "", versions: tuple[str, ...] = tuple(SUPPORTED)
+) -> Entry:
     return Entry(
         symbol=symbol,
         kind=Kind.CALL,
@@ -18,7 +20,7 @@ def _call(symbol: str, ours: str, what: str, *, members: str = "", versions: tup
         members=tuple(members.split()),
         what=what,
         why="called by position",
-        **chosen,
+        versions=versions,
     )
 
 
