@@ -88,4 +88,5 @@ def resolve(name: str) -> Any:
 def _lacks(entry: Entry) -> str:
     from verl_dvpo.compat.versions import SUPPORTED, installed
 
-    return f"verl is {installed()!r}, without {entry.symbol}; this verl-dvpo fits {', '.join(SUPPORTED)}; install one of them"
+    fitting = ", ".join(SUPPORTED)
+    return f"verl is {installed()!r}, without {entry.symbol}; this verl-dvpo fits {fitting}; install one of them"
