@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 from omegaconf import open_dict
 from test_configs import compose_config
@@ -15,14 +16,15 @@ from transformers import T5Config
 from verl_dvpo import preflight
 from verl_dvpo.bench.demo.model import build_model
 from verl_dvpo.bench.demo.tokenizer import build_tokenizer
+from verl_dvpo.compat import versions
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("demo")
     build_model(build_tokenizer(), seed=0).save_pretrained(folder / "model")
-    (folder / "train.parquet").touch()
-    (folder / "val.parquet").touch()
+    for name in ("train", "val"):
+        pandas.DataFrame({"data_source": ["demo"]}).to_parquet(folder / f"{name}.parquet")
     return ["platform=cpu", "+task=demo", f"demo.dir={folder}"]
 
 
@@ -117,6 +119,41 @@ def test_the_old_section_in_yaml(files):
         config.critic.dvpo = {"num_heads": 5}
     with pytest.raises(ValueError, match=r"critic\.dvpo is set; .* write critic\.value"):
         preflight.check(config)
+
+
+@pytest.mark.parametrize("overrides", [[], ["algorithm=grpo"], ["noise=flip"]])
+def test_a_version_outside_the_table_is_refused_in_one_line_that_names_those_that_fit(files, overrides, monkeypatch):
+    monkeypatch.setattr(versions, "installed", lambda: "0.8.0")
+    with pytest.raises(ValueError, match=r"^verl is '0\.8\.0'; this verl-dvpo fits 0\.9\.0, 0\.9\.1") as error:
+        check(files, *overrides)
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv(versions.OVERRIDE_ENV, "1")
+    check(files)
+
+
+def test_a_run_with_nothing_of_ours_may_have_any_version(monkeypatch):
+    monkeypatch.setattr(versions, "installed", lambda: "0.8.0")
+    preflight.check(compose_config("ppo_trainer"))
+
+
+def test_dialogues_on_a_verl_that_needs_a_switch_for_them(files, tmp_path, monkeypatch):
+    pandas.DataFrame({"agent_name": ["single_turn_agent", "dialogue_agent"]}).to_parquet(tmp_path / "rows.parquet")
+    dialogue = f"data.train_files={tmp_path}/rows.parquet"
+    monkeypatch.setattr(versions, "installed", lambda: "0.9.1")
+    check(files, dialogue)
+    monkeypatch.setattr(versions, "installed", lambda: "0.9.0")
+    check(files)  # rows for verl's own loop
+    switch = "++data.continuous_token.enable"
+    with pytest.raises(ValueError, match=r"data\.train_files is .*'dialogue_agent'.*continuous_token\.enable=true"):
+        check(files, dialogue, f"{switch}=false")
+    check(files, dialogue, f"{switch}=true")
+
+
+def test_a_platform_that_is_set_is_left_without_a_word(files, caplog):
+    check(files)
+    caplog.clear()
+    check(files)
+    assert not [record for record in caplog.records if "platform" in record.getMessage().lower()]
 
 
 @pytest.mark.parametrize(

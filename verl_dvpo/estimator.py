@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``algorithm.adv_estimator=dvpo``: the actor's advantage under a distributional critic."""
+"""Registers ``algorithm.adv_estimator=dvpo``: the actor's advantage under a distributional critic."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ def compute_dvpo_advantage(
     lam: float | None = None,
     **unused: Any,
 ) -> tuple[Tensor, Tensor]:
-    """A_t = (1/M) Σ_j Â_t^j, whitened over the mask [DVPO Eq 2, paper].
+    """Computes A_t = (1/M) Σ_j Â_t^j, whitened over the mask [DVPO Eq 2, paper].
 
     The recurrence is linear, so the mean over quantiles of the distributional GAE is the GAE of the mean value
-    (spec, section 3): verl's own function on the (B, T) means computes it, and no quantile is needed here.
+    (docs/method.md, section 3): verl's own function on the (B, T) means computes it, and no quantile is needed here.
 
     Args:
         token_level_rewards: (B, T).
@@ -36,8 +36,9 @@ def compute_dvpo_advantage(
     """
     if values is None or gamma is None or lam is None:
         raise ValueError(
-            "algorithm.adv_estimator=dvpo got no values: verl's own trainers do not pass them. Set "
-            "trainer.v1.trainer_mode to dvpo_sync, dvpo_colocate_async or dvpo_separate_async, and critic.enable=true"
+            "algorithm.adv_estimator is 'dvpo'; it is allowed under trainers that pass values, which verl's own do "
+            "not; set trainer.v1.trainer_mode to dvpo_sync, dvpo_colocate_async or dvpo_separate_async, and "
+            "critic.enable=true"
         )
     return compute_gae_advantage_return(
         token_level_rewards=token_level_rewards, values=values, response_mask=response_mask, gamma=gamma, lam=lam

@@ -9,7 +9,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class VerlDvpoSearchPath(SearchPathPlugin):
-    """Behind the primary config's own path: a name that verl has as well stays verl's."""
+    """Appends our path behind the primary configuration's own, so that a name that verl has as well stays verl's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         refuse_old_names(sys.argv[1:])

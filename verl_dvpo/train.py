@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m verl_dvpo.train``: verl's ``main_ppo`` with an objective, which a Hydra sweep can maximise.
+"""Runs verl's ``main_ppo`` and returns an objective, which a Hydra sweep can maximise.
 
     python -m verl_dvpo.train algorithm=dvpo platform=cpu +task=demo
     python -m verl_dvpo.train -m algorithm=dvpo critic.value.coef.risk=0,0.05,0.1,0.2
 
 verl's own entry returns nothing. This one runs the same trainer in the same way and returns the last validation score:
-the mean over the data sources that ``objective`` in the configuration names, or over all where it names none.
-Ray stays up between the runs of one process; each run's actors are gone when it returns.
+the mean over the data sources that ``objective`` in the configuration names, or over all where it names none. Ray stays
+up between the runs of one process; each run's actors are gone when it returns.
 """
 
 import os
@@ -39,7 +39,7 @@ def run(config: DictConfig, metrics: Path) -> float | None:
         metrics: JSON lines that this run writes; an older file is replaced.
 
     Returns:
-        The objective, see `last_score`; None if the run never validated.
+        The objective of `last_score`; None if the run never validated.
 
     Raises:
         ValueError: the configuration is wrong, and nothing was started; or ``objective`` names a data source that the
@@ -70,10 +70,13 @@ def run(config: DictConfig, metrics: Path) -> float | None:
 
 
 def release(seconds: float = 180.0) -> None:
-    """Takes back the placement groups of a finished run, whose actors end with them, so that another can start.
+    """Removes the placement groups of a finished run, whose actors end with them, so that another can start.
 
-    Ray ends a run's actors some time after the last handle to its TaskRunner is gone; verl asks for the devices at
-    once (single_controller/ray/base.py, line 239 of 0.9.1) and does not wait.
+    Ray ends a run's actors some time after the last handle to its TaskRunner is gone; verl's ``ResourcePoolManager``
+    asks for the devices at once and does not wait.
+
+    Args:
+        seconds: to wait for the devices, > 0.
 
     Raises:
         TimeoutError: devices are still taken after ``seconds``.
@@ -85,12 +88,15 @@ def release(seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while ray.available_resources().get("GPU", 0) < total:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"after {seconds:.0f} s the devices of the last run are still taken")
+            raise TimeoutError(
+                f"Ray's free devices are {ray.available_resources().get('GPU', 0)} after {seconds:.0f} s; all {total} "
+                "must be free before another run; stop Ray with `ray stop` and start again"
+            )
         time.sleep(0.2)
 
 
 def last_score(metrics: Path, sources: Sequence[str] | None = None) -> float | None:
-    """The mean score over data sources in the last record of ``metrics`` that has any; None if none has.
+    """Averages the scores over data sources in the last record of ``metrics`` that has any; None if none has.
 
     Args:
         metrics: what verl's file logger wrote.
@@ -106,14 +112,17 @@ def last_score(metrics: Path, sources: Sequence[str] | None = None) -> float | N
         return None
     missing = [source for source in sources or () if source not in found]
     if missing:
-        raise ValueError(f"objective names the data sources {missing}; the validation has {sorted(found)}")
+        raise ValueError(
+            f"objective is {list(sources or ())!r}; data sources of the validation are allowed, {sorted(found)}; "
+            f"take out {missing}"
+        )
     values = [found[source] for source in sources or found]
     return sum(values) / len(values)
 
 
 @hydra.main(config_path="pkg://verl.trainer.config", config_name="dvpo_trainer", version_base=None)
 def main(config: DictConfig) -> float | None:
-    """One run of a sweep, or a run alone; metrics go to Hydra's output folder."""
+    """Runs one run of a sweep, or a run alone; metrics go to Hydra's output folder."""
     output = Path(HydraConfig.get().runtime.output_dir)
     return run(config, Path(os.environ.get(METRICS_ENV, output / "metrics.jsonl")))
 

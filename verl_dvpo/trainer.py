@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's three trainers with a distributional critic: ``trainer.v1.trainer_mode=dvpo_sync`` and its async sisters.
+"""Adds a distributional critic to verl's three trainers: ``trainer.v1.trainer_mode=dvpo_sync`` and its async sisters.
 
-What differs from verl's: the critic role is played by our worker, values reach the estimator ``dvpo``, the targets'
-ingredients (gamma, lam, step) reach the critic, and rewards are checked before anything learns from them.
+They differ from verl's in four ways: our worker plays the critic's role, values reach the estimator ``dvpo``, gamma,
+lam and the step reach the critic, and rewards are checked before anything learns from them.
 """
 
 import itertools
@@ -27,11 +27,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_to_nested
 
-#: The estimators that need values of our critic handed over by the trainer.
+from verl_dvpo.compat.versions import check_version
+
+#: The estimators that get the critic's values from the trainer.
 ESTIMATORS = ("dvpo",)
 
-#: What engines of verl 0.9.1 read of a sample. A worker call that names no fields fetches all of them, and what the
-#: rollout keeps beside tensors (prompts as text, reward's ground truth, metrics) costs more than the model's passes do.
+#: The fields of a sample that verl's engines read. A worker call that names none fetches all, and what the rollout
+#: keeps beside tensors (prompts as text, the reward's ground truth, metrics) costs more than the model's passes do.
 MODEL_FIELDS = (
     "input_ids",
     "position_ids",
@@ -56,7 +58,7 @@ ACTOR_FIELDS = (
 
 
 def in_order(keys: list[str]) -> list[int]:
-    """Positions that sort verl's names of samples, ``<uid>_<number of the answer>_<number of its part>``."""
+    """Finds the positions that sort verl's names of samples, ``<uid>_<number of the answer>_<number of its part>``."""
 
     def place(i: int) -> tuple[str, int, int]:
         uid, session, part = keys[i].rsplit("_", 2)
@@ -66,12 +68,13 @@ def in_order(keys: list[str]) -> list[int]:
 
 
 class DistributionalCriticMixin(PPOTrainer):
-    """The differences, on top of any of verl's trainers. ``base_mode`` is that trainer's own name."""
+    """Adds the differences to any of verl's trainers; ``base_mode`` is that trainer's own name."""
 
     base_mode: str
 
     def __init__(self, config: DictConfig) -> None:
-        # verl 0.9.1 compares the mode's name in several places (trainer_base.py, _build_replay_buffer and others).
+        check_version()
+        # verl compares the mode's name in several places, `_build_replay_buffer` among them.
         mode = config.trainer.v1.trainer_mode
         with open_dict(config):
             self.settings = config.trainer.v1.get(mode, {})
@@ -80,13 +83,14 @@ class DistributionalCriticMixin(PPOTrainer):
         self.fetched = itertools.count()
 
     def _build_replay_buffer(self) -> Any:
-        """verl's buffer, asking TransferQueue every ``poll_interval`` seconds instead of every 2."""
+        """Builds verl's buffer; it asks TransferQueue every ``poll_interval`` seconds instead of every 2."""
         buffer = super()._build_replay_buffer()
         if (interval := self.settings.get("poll_interval")) is not None:
             buffer.poll_interval = interval
         return buffer
 
     def _init_resource_pool_mgr(self) -> None:
+        """Gives the critic's role to our worker."""
         super()._init_resource_pool_mgr()
         if Role.Critic in self.role_worker_mapping:
             from verl_dvpo.critic.worker import DistributionalCriticWorker
@@ -95,19 +99,19 @@ class DistributionalCriticMixin(PPOTrainer):
             workers[Role.Critic] = ray.remote(DistributionalCriticWorker)
 
     def _fetch_one_gen_batch(self) -> TensorDict:
-        """verl's own; what sorts its prompts in the order of the data stands before their names, see `in_order`."""
+        """Fetches prompts as verl does; their names begin with their place in the data, which `in_order` sorts by."""
         batch = super()._fetch_one_gen_batch()
         names = [f"{self.global_steps:08d}-{next(self.fetched):08d}-{uid}" for uid in batch["uid"]]
         tu.assign_non_tensor_stack(batch, "uid", names)
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """verl's own, from an order that does not depend on which answer came first; sums of floats do."""
+        """Balances as verl does, from an order that does not depend on which answer came first; sums of floats do."""
         batch.reorder(in_order(batch.keys))
         return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _asking_for(self, batch: KVBatchMeta, fields: tuple[str, ...]) -> KVBatchMeta:
-        """``batch`` with the fields that the next worker call fetches; absent ones are passed over.
+        """Names in ``batch`` the fields that the next worker call fetches; absent ones are passed over.
 
         ``worker_fields`` of the trainer mode's settings adds to them, for losses and models of the user's own.
         """
@@ -128,7 +132,7 @@ class DistributionalCriticMixin(PPOTrainer):
         return super()._update_actor(self._asking_for(batch, ACTOR_FIELDS), metrics)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """verl's own, but for the estimators that need values."""
+        """Computes advantages as verl does, but for the estimators that need values."""
         if self.config.algorithm.adv_estimator not in ESTIMATORS:
             scores = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
             self._check_rewards(batch, scores["rm_scores"].to_padded_tensor(0.0))
@@ -174,7 +178,7 @@ class DistributionalCriticMixin(PPOTrainer):
         )
 
     def _correct_rollout(self, data: DataProto, metrics: dict) -> list[str]:
-        """verl's rollout correction; returns the names of the fields that it changed or added."""
+        """Applies verl's rollout correction and returns the names of the fields that it changed or added."""
         config = self.config.algorithm.get("rollout_correction")
         if config is None or "rollout_log_probs" not in data.batch or config.get("bypass_mode", False):
             return []
@@ -184,7 +188,7 @@ class DistributionalCriticMixin(PPOTrainer):
         return ["response_mask"] + (["rollout_is_weights"] if "rollout_is_weights" in data.batch else [])
 
     def _check_rewards(self, batch: KVBatchMeta, scores: torch.Tensor) -> None:
-        """Raises ValueError naming the samples whose reward, in ``scores`` (B, T), is not a finite number."""
+        """Raises ValueError, naming the samples, where a reward in ``scores`` (B, T) is not a finite number."""
         bad = ~torch.isfinite(scores).all(dim=-1)
         if bad.any():
             uids = [key for key, is_bad in zip(batch.keys, bad.tolist(), strict=True) if is_bad]
@@ -194,7 +198,7 @@ class DistributionalCriticMixin(PPOTrainer):
             )
 
     def _update_critic(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """verl's own, with what the critic needs to build its targets."""
+        """Updates the critic as verl does, with gamma, lam and the step, from which it builds its targets."""
         batch.extra_info.update(
             gamma=self.config.algorithm.gamma,
             lam=self.config.algorithm.lam,
@@ -205,20 +209,20 @@ class DistributionalCriticMixin(PPOTrainer):
 
 @register_trainer("dvpo_sync")
 class DVPOTrainerSync(DistributionalCriticMixin, PPOTrainerSync):
-    """Rollout and training take turns on the same devices."""
+    """Lets rollout and training take turns on the same devices."""
 
     base_mode = "sync"
 
 
 @register_trainer("dvpo_colocate_async")
 class DVPOTrainerColocateAsync(DistributionalCriticMixin, PPOTrainerColocateAsync):
-    """As ``dvpo_sync``, with rollouts that may stop and go on after an update."""
+    """Works as ``dvpo_sync``, with rollouts that may stop and go on after an update."""
 
     base_mode = "colocate_async"
 
 
 @register_trainer("dvpo_separate_async")
 class DVPOTrainerSeparateAsync(DistributionalCriticMixin, PPOTrainerSeparateAsync):
-    """Rollout and training on devices of their own."""
+    """Gives rollout and training devices of their own."""
 
     base_mode = "separate_async"

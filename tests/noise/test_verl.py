@@ -2,6 +2,7 @@
 """The noise inside verl's own reward workers, reward managers and rollout workers."""
 
 import asyncio
+import importlib
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +26,10 @@ from verl.experimental.reward_loop import RewardLoopWorker
 from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 
 from verl_dvpo.bench.demo.tokenizer import END, build_tokenizer, messages
+from verl_dvpo.compat import apply, table
 from verl_dvpo.hydra_plugin import VerlDvpoSearchPath
-from verl_dvpo.noise import manager, metrics, rollout
 from verl_dvpo.noise.manager import VALIDATE
+from verl_dvpo.noise.metrics import noise_metrics
 from verl_dvpo.noise.reward import RewardFunctionError
 
 #: One for all: the reward manager `rate_limited` keeps its semaphore on its class.
@@ -55,11 +57,21 @@ def failing(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
 """
 
 
+def install(symbol: str) -> None:
+    """Puts the table's change of ``symbol`` in place, where the plug-in has not done it."""
+    change = table.entry(symbol)
+    apply.put(change, importlib.import_module(change.module))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's file of reward functions, and a tokenizer."""
-    manager.install(verl_reward)
-    rollout.install(agent_loop)
+    for symbol in (
+        "verl.trainer.ppo.reward:resolve_reward_manager_cls",
+        "verl.experimental.agent_loop.agent_loop:AgentLoopWorker._run_agent_loop",
+        "verl.experimental.agent_loop.agent_loop:AgentLoopWorker._compute_score",
+    ):
+        install(symbol)
     folder = tmp_path_factory.mktemp("user")
     (folder / "mine.py").write_text(COUNTING)
     build_tokenizer().save_pretrained(folder / "model")
@@ -176,7 +188,7 @@ def test_a_failing_reward_is_nan_with_a_reason_in_training_and_raises_in_validat
     with pytest.raises(
         RewardFunctionError, match=r"(?s)1 of 3 rewards failed.*mine.py:failing raised ZeroDivision.*'4'"
     ):
-        metrics.noise_metrics([result["reward_extra_info"] for result in results])
+        noise_metrics([result["reward_extra_info"] for result in results])
     with pytest.raises(
         RewardFunctionError, match=r"mine.py:failing raised ZeroDivisionError.*demo_addition.*index '4'"
     ):
@@ -289,7 +301,7 @@ def test_an_agent_loop_with_a_reward_of_its_own_is_refused_in_training(folder: P
 
 def test_the_trainer_logs_clean_beside_corrupted_and_stops_on_failed_rewards(folder: Path, monkeypatch):
     monkeypatch.setattr(trainer_base.PPOTrainer, "_balance_batch", lambda self, batch, metrics, **_: batch)
-    metrics.install(trainer_base)
+    install("verl.trainer.ppo.v1.trainer_base:PPOTrainer._balance_batch")
     infos: list[dict[str, Any]] = [
         {"score": 0.0, "clean_score": 1.0, "corrupted": 1.0},
         {"score": 0.0, "clean_score": 0.0, "corrupted": 0.0},

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the noise into verl: a subclass of whichever reward manager the run has chosen.
 
-verl 0.9.1 resolves the manager's class in ``verl.trainer.ppo.reward.resolve_reward_manager_cls`` (line 85), from
-``reward.reward_manager`` alone. A manager of our own under a name there would need the user to say
-``reward.reward_manager.name`` to us instead of to verl, and ``reward.custom_reward_function`` twice. So that function
-is wrapped: where ``noise:`` asks for a corruption it returns a subclass of what it would have returned. Whatever the
-user says on the command line about reward functions and managers goes on to mean what it means in verl.
+verl resolves the manager's class from ``reward.reward_manager`` alone. A manager of our own under a name there would
+need the user to say ``reward.reward_manager.name`` to us instead of to verl, and ``reward.custom_reward_function``
+twice. So ``verl_dvpo.compat`` wraps verl's function with `manager_for`. Whatever the user says on the command line
+about reward functions and managers goes on to mean what it means in verl.
 """
 
 import dataclasses
 import functools
 import logging
 import math
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,18 +31,9 @@ VALIDATE = "__validate__"
 REWARD_ERROR = "reward_error"
 
 
-def install(reward_module: ModuleType) -> None:
-    """Wraps ``resolve_reward_manager_cls`` of ``verl.trainer.ppo.reward``; a second call does nothing."""
-    original = reward_module.resolve_reward_manager_cls
-    if hasattr(original, "__wrapped__"):
-        return
-
-    @functools.wraps(original)
-    def resolve_reward_manager_cls(config: DictConfig) -> type:
-        chosen = original(config)
-        return chosen if noise_config(config.get(PREFIX)) is None else noisy(chosen)
-
-    setattr(reward_module, original.__name__, resolve_reward_manager_cls)
+def manager_for(config: DictConfig, chosen: type) -> type:
+    """Returns ``chosen``, or a subclass with noise where ``noise:`` asks for a corruption."""
+    return chosen if noise_config(config.get(PREFIX)) is None else noisy(chosen)
 
 
 @functools.cache

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs the clean reward beside the corrupted one in training, and stops a run whose reward function failed.
 
-verl 0.9.1 logs what a reward function returns beside its score in validations only, so ``PPOTrainer._balance_batch``
-(trainer/ppo/v1/trainer_base.py, line 1608) is wrapped: the first thing that every trainer calls on a scored batch.
+verl logs what a reward function returns beside its score in validations only, so ``verl_dvpo.compat`` wraps
+``PPOTrainer._balance_batch``, the first thing that every trainer calls on a scored batch.
 Metrics, means over the responses of a step: ``noise/clean_score/mean``, ``noise/score/mean``,
 ``noise/corrupted/mean`` (share in [0, 1]), ``noise/error/mean`` and ``noise/error/abs_mean`` (corrupted minus clean),
 ``noise/unscored/mean`` (share for which the reward manager answered itself, as `limited` does after a timeout).
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from verl_dvpo.noise.config import PREFIX, noise_config
@@ -19,26 +17,9 @@ from verl_dvpo.noise.manager import REWARD_ERROR
 from verl_dvpo.noise.reward import CLEAN_SCORE, CORRUPTED, RewardFunctionError
 
 
-def install(trainer_module: ModuleType) -> None:
-    """Wraps ``_balance_batch`` of ``verl.trainer.ppo.v1.trainer_base``; a second call does nothing."""
-    trainer = trainer_module.PPOTrainer
-    original = trainer._balance_batch
-    if hasattr(original, "__wrapped__"):
-        return
-
-    @functools.wraps(original)
-    def _balance_batch(self: Any, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if noise_config(self.config.get(PREFIX)) is not None:
-            stored = trainer_module.tq.kv_batch_get(
-                keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
-            )
-            # TransferQueue gives a list, an array or a stack of NonTensorData, as its backend has it
-            rows = [getattr(fields, "data", fields) for fields in stored["extra_fields"]]
-            infos = [fields.get("reward_extra_info", {}) for fields in rows]
-            metrics.update(noise_metrics(infos))
-        return original(self, batch, metrics, *args, **kwargs)
-
-    trainer._balance_batch = _balance_batch
+def is_wanted(config: Any) -> bool:
+    """Tells whether ``noise:`` asks for a corruption."""
+    return noise_config(config.get(PREFIX)) is not None
 
 
 def noise_metrics(infos: Sequence[dict[str, Any]]) -> dict[str, float]:

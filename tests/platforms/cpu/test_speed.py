@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,20 +17,13 @@ from verl_dvpo.platforms.cpu import agent_loops, patches
 from verl_dvpo.platforms.cpu.agent_loops import GatheredQueue, Gatherer, has_one_server, make_agent_loop
 
 
-def module_with(**attributes) -> ModuleType:
-    module = ModuleType("stand_in")
-    module.__dict__.update(attributes)
-    return module
-
-
 def test_log_probs_equal_verls_row_by_row():
-    patched = module_with(logprobs_from_logits_v2=None)
-    patches.use_whole_batch_log_probs(patched)
+    log_probs = patches.whole_batch_log_probs(None)
     torch.manual_seed(0)
     for shape in ((7, 11), (3, 5, 11), (0, 11)):
         logits = (30 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
         labels = torch.randint(0, 11, shape[:-1])
-        mine = patched.logprobs_from_logits_v2(logits, labels)
+        mine = log_probs(logits, labels)
         expected = torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
         if len(labels):
@@ -45,11 +38,10 @@ def test_log_probs_equal_verls_row_by_row():
 def test_one_partition_is_what_karmarkar_karp_finds():
     original = getattr(seqlen_balancing.get_seqlen_balanced_partitions, "__wrapped__", None)
     original = original or seqlen_balancing.get_seqlen_balanced_partitions
-    patched = module_with(get_seqlen_balanced_partitions=original)
-    patches.skip_single_partitions(patched)
+    partitions = patches.skip_single_partitions(original)
     lengths = torch.randint(1, 100, (37,), generator=torch.Generator().manual_seed(0)).tolist()
     for parts, equal in ((1, True), (1, False), (3, False)):
-        assert patched.get_seqlen_balanced_partitions(lengths, parts, equal) == original(lengths, parts, equal)
+        assert partitions(lengths, parts, equal) == original(lengths, parts, equal)
 
 
 def test_what_comes_together_is_written_together_and_in_order():

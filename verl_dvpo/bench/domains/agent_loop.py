@@ -14,6 +14,7 @@ from verl.utils.profiler import simple_timer
 
 from verl_dvpo.bench.domains.dialogue import Goal, User
 from verl_dvpo.bench.domains.reward import TURNS
+from verl_dvpo.compat.moved import merge_context
 
 NAME = "dialogue_agent"
 
@@ -60,7 +61,7 @@ class DialogueAgentLoop(AgentLoopBase):
                 break
             spoken = [*messages, {"role": "assistant", "content": said}]
             messages = [*spoken, {"role": "user", "content": reply}]
-            merged, longer, logs = await self.ct_merge_context_msg(spoken, messages, tokens, mask, log_probs)
+            merged, longer, logs = await merge_context(self)(spoken, messages, tokens, mask, log_probs)
             if len(longer) >= self.response_length:
                 break
             tokens, mask, log_probs = merged.token_ids, longer, logs

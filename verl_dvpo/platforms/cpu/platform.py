@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU as one of verl's platforms."""
+"""Adds the CPU to verl's platforms."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 
 def _device_module() -> types.SimpleNamespace:
-    """``torch.cpu`` with the calls that verl makes on ``torch.cuda``: memory figures are 0, streams do nothing."""
+    """Adds to ``torch.cpu`` the calls that verl makes on ``torch.cuda``: memory figures are 0, streams do nothing."""
 
     def nothing(*args: Any, **kwargs: Any) -> None:
         return None
@@ -43,9 +43,9 @@ def _device_module() -> types.SimpleNamespace:
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """verl's platform interface on plain CPU memory; Ray's resource ``GPU`` is given out as a logical number.
+    """Implements verl's platform interface on plain memory; Ray's resource ``GPU`` is a logical number.
 
-    It is never detected on its own: a driver on the head node of a GPU cluster has no accelerator either.
+    verl never detects it on its own: a driver on the head node of a GPU cluster has no accelerator either.
     """
 
     def __init__(self) -> None:

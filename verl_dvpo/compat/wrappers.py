@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions that stand in place of verl's: each takes the original, and functions of upper layers, and returns ours."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+
+def check_first(original: Callable[..., None], check: Callable[[Any], None]) -> Callable[..., None]:
+    """Runs ``check`` on the configuration before verl's own validation."""
+
+    def validate_config(config: Any, *args: Any, **kwargs: Any) -> None:
+        check(config)
+        original(config, *args, **kwargs)
+
+    return validate_config
+
+
+def choose_manager(original: Callable[[Any], type], choose: Callable[[Any, type], type]) -> Callable[[Any], type]:
+    """Lets ``choose(config, class)`` replace the reward manager's class that verl has resolved."""
+
+    def resolve_reward_manager_cls(config: Any) -> type:
+        return choose(config, original(config))
+
+    return resolve_reward_manager_cls
+
+
+def run_within(
+    original: Callable[..., Any], context: Callable[[Mapping[str, Any]], AbstractContextManager]
+) -> Callable[..., Any]:
+    """Runs an agent loop within ``context(trajectory)``."""
+
+    async def _run_agent_loop(self: Any, sampling_params: Any, trajectory: Any, **kwargs: Any) -> Any:
+        with context(trajectory):
+            return await original(self, sampling_params, trajectory, **kwargs)
+
+    return _run_agent_loop
+
+
+def score_with(
+    original: Callable[..., Any], fields: Callable[[Any, Sequence[Any], dict[str, Any]], dict[str, Any]]
+) -> Callable[..., Any]:
+    """Sends reward workers ``fields(config, outputs, kwargs)`` instead of ``kwargs``."""
+
+    async def _compute_score(self: Any, outputs: Any, kwargs: Any) -> None:
+        await original(self, outputs, fields(self.config, outputs, kwargs))
+
+    return _compute_score
+
+
+def log_rewards(
+    original: Callable[..., Any],
+    is_wanted: Callable[[Any], bool],
+    metrics_of: Callable[[Sequence[dict[str, Any]]], dict[str, float]],
+) -> Callable[..., Any]:
+    """Adds ``metrics_of(rewards)`` to the metrics of a step where ``is_wanted(config)``."""
+    from verl_dvpo.compat.queue import reward_infos
+
+    def _balance_batch(self: Any, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if is_wanted(self.config):
+            metrics.update(metrics_of(reward_infos(batch)))
+        return original(self, batch, metrics, *args, **kwargs)
+
+    return _balance_batch
