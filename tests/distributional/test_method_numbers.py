@@ -29,7 +29,7 @@ def walks(copies: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fixed_point(targets_of, states: torch.Tensor, sweeps: int) -> torch.Tensor:
-    """Replaces each entry of a table (t, x, M) by the quantiles of its pooled targets until it rests; returns the start."""
+    """Replaces each entry of a table (t, x, M) by its pooled targets' quantiles, ``sweeps`` times; returns the start."""
     table = torch.zeros(STEPS, 2 * STEPS - 1, POINTS, dtype=torch.float64)
     time = torch.arange(STEPS).expand_as(states)
     levels = quantile_levels(POINTS, dtype=torch.float64)

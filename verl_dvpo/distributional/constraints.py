@@ -34,8 +34,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 MULTIPLIERS = tuple(part for name in CONSTRAINT_TERMS for part in PARTS[name])
 
-# Rows × points that ``constraint_multipliers`` sorts at a time: a sorted copy of a whole update would be large, and on a
-# CPU this size keeps temporaries in the cache (docs/benchmarks.md).
+# Rows × points that ``constraint_multipliers`` sorts at a time: a sorted copy of a whole update would be large, and on
+# a CPU this size keeps temporaries in the cache (docs/benchmarks.md).
 _CHUNK_CPU = 1 << 19
 _CHUNK_ACCELERATOR = 1 << 22
 
