@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from verl_dvpo.distributional import (
+    TERMS,
+    DVPOLossConfig,
     distributional_gae,
+    dvpo_loss,
     quantile_huber_loss,
     quantile_levels,
     sample_replacement_returns,
@@ -98,3 +102,19 @@ def test_the_last_right_level_can_only_ratchet_up():
         theta = torch.full((10,), 5.0, requires_grad=True)
         quantile_huber_loss(theta, z, quantile_levels(10, kind), kappa=0.0).backward()
         assert (theta.grad[-1] > 0).item() is pulled_down
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+def test_risk_moves_no_minimiser(kappa):
+    """``risk`` scales each quantile's own slope by a positive number, so both vanish at the same θ and have one sign."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(6, 1, 20, dtype=torch.float64, generator=generator).requires_grad_()
+    z, levels = torch.randn(6, 30, dtype=torch.float64, generator=generator), quantile_levels(20, dtype=torch.float64)
+    config = DVPOLossConfig(kappa=kappa, risk_temperature=0.3, coef=dict.fromkeys(TERMS, 0.0) | {"risk": 10.0})
+    terms = dvpo_loss(theta, z, levels, config).terms
+    plain, risk = (torch.autograd.grad(terms[name].sum(), theta)[0][:, 0] for name in ("quantile", "risk"))
+    raw = [math.exp(-level / 0.3) for level in levels.tolist()]
+    expected = torch.tensor([20 * w / sum(raw) for w in raw], dtype=torch.float64)
+    assert expected.min() > 0
+    torch.testing.assert_close(risk, plain * expected)
+    assert plain.abs().max() > 0
