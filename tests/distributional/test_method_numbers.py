@@ -33,7 +33,7 @@ def walks(copies: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fixed_point(targets_of, states: torch.Tensor, sweeps: int) -> torch.Tensor:
-    """Replaces each entry of a table (t, x, M) by its pooled targets' quantiles, ``sweeps`` times; returns the start."""
+    """Replaces each entry of a table (t, x, M) by its pooled targets' quantiles ``sweeps`` times; gives the start."""
     table = torch.zeros(STEPS, 2 * STEPS - 1, POINTS, dtype=torch.float64)
     time = torch.arange(STEPS).expand_as(states)
     levels = quantile_levels(POINTS, dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_the_last_right_level_can_only_ratchet_up():
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0])
 def test_risk_moves_no_minimiser(kappa):
-    """``risk`` scales each quantile's own slope by a positive number, so both vanish at the same θ and have one sign."""
+    """``risk`` scales each quantile's own slope by a positive number, so both slopes vanish at the same θ."""
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(6, 1, 20, dtype=torch.float64, generator=generator).requires_grad_()
     z, levels = torch.randn(6, 30, dtype=torch.float64, generator=generator), quantile_levels(20, dtype=torch.float64)
