@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread: these tensors are small, and threads that wait for each other cost more than they save."""
+"""Limits torch to one thread: the tensors here are small, and more threads are slower."""
 
 import torch
 

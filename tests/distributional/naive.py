@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests compare with: float64 loops and the pairwise form, written from spec section 4 and nothing else."""
+"""Independent references for the tests: float64 loops and the pairwise form, written from docs/method.md, section 4."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 
 def rho(u: float, tau: float, kappa: float) -> float:
-    """ρ_τ^κ(u)."""
+    """Computes ρ_τ^κ(u)."""
     weight = abs(tau - (1.0 if u < 0 else 0.0))
     if kappa == 0:
         return weight * abs(u)
@@ -16,7 +16,7 @@ def rho(u: float, tau: float, kappa: float) -> float:
 
 
 def rho_slope(u: float, tau: float, kappa: float) -> float:
-    """dρ_τ^κ(u)/du, 0 at u = 0."""
+    """Computes dρ_τ^κ(u)/du, 0 at u = 0."""
     weight = abs(tau - (1.0 if u < 0 else 0.0))
     if u == 0:
         return 0.0
@@ -29,7 +29,7 @@ def rho_slope(u: float, tau: float, kappa: float) -> float:
 def loop_loss(
     theta: list[float], z: list[float], tau: list[float], kappa: float, weights: list[float] | None = None
 ) -> tuple[float, list[float]]:
-    """One token's quantile Huber loss and its gradient in θ, by the double loop."""
+    """Computes one token's quantile Huber loss and its gradient in θ by the double loop."""
     weights = weights or [1.0] * len(theta)
     scale = 1.0 / (len(theta) * len(z))
     value, gradient = 0.0, []
@@ -49,7 +49,7 @@ def pairwise_loss(
     kappa: float,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The M×K form that everyone writes: θ (..., M), z (..., K), τ (M,) -> (...), differentiable by autograd."""
+    """Computes the usual M×K form: θ (..., M), z (..., K), τ (M,) -> (...), differentiable by autograd."""
     u = z[..., None, :] - theta[..., :, None]
     size = u.abs()
     huber = size if kappa == 0 else torch.where(size <= kappa, 0.5 * u * u, kappa * (size - 0.5 * kappa)) / kappa

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`constraint_statistics: level`: multipliers against hand-worked numbers and loops, and what may not go with it."""
+"""``constraint_statistics: level``: multipliers against hand-worked numbers and loops, and what may not go with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def only(*names, value=1.0):
 
 
 def naive(q, z, mask, levels, alpha, beta):
-    """μ by three loops in float64."""
+    """Computes μ by three loops in float64."""
     sums, tokens = {"cvar": 0.0, "gain": 0.0, "shift": 0.0}, 0
     for q_row, z_row, valid in zip(q.tolist(), z.tolist(), mask.tolist(), strict=True):
         if not valid:
@@ -139,7 +139,7 @@ def test_no_outlier_counts_for_more_than_one_sample():
 
 
 def test_levels_vanish_at_the_mixture_and_values_do_not():
-    """q: the quantiles of N(0, 1); each token's z: one trajectory's, N(c, 0.6²) with c ~ N(0, 0.8²)."""
+    """q holds the quantiles of N(0, 1); each token's z comes from one trajectory, N(c, 0.6²) with c ~ N(0, 0.8²)."""
     generator = torch.Generator().manual_seed(0)
     levels = quantile_levels(200, dtype=torch.float64)
     q = torch.special.ndtri(levels).expand(20_000, -1)

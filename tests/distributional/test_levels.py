@@ -31,7 +31,7 @@ def test_bad_levels_are_named(size, kind, message):
 
 
 def test_levels_changed_in_place_are_checked_again():
-    """Levels are checked once per tensor; what was good may not stay trusted when its values change."""
+    """Levels are checked once per tensor, and again after their values change in place."""
     levels = quantile_levels(3)
     quantile_huber_loss(torch.zeros(3), torch.zeros(2), levels)
     levels[0] = 0.9

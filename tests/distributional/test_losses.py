@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The eight terms against hand-worked numbers and a per-token loop over spec section 4."""
+"""The eight terms against hand-worked numbers and a per-token loop over docs/method.md, section 4."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def only(*names, value=1.0):
 
 
 def differences(q, z, levels, alpha, beta):
-    """d(q) of one token, by numpy from the table of spec section 4."""
+    """Computes d(q) of one token with numpy, from the table of docs/method.md, section 4."""
     q, z = np.sort(q), np.sort(z)
 
     def size(share, points):
@@ -58,7 +58,7 @@ def differences(q, z, levels, alpha, beta):
 
 
 def token_terms(theta, z, levels, config):
-    """All terms of one token in `token` mode, by loops: theta (N, M), z (K,)."""
+    """Computes all terms of one token in ``token`` mode by loops: theta (N, M), z (K,)."""
     q = theta.mean(0)
     d = differences(q, z, levels, config.alpha, config.beta)
     weights = np.exp(-levels / config.risk_temperature)
@@ -206,7 +206,7 @@ def test_a_perfect_fit_costs_no_constraint(mode, heads):
 
 
 def test_batch_gradient_is_that_of_the_squared_violation():
-    """Summed over the update's tokens, the gradient of 2·μ·d is n times that of b² or relu(b)², as section 4 says."""
+    """The gradient of 2·μ·d, summed over the update's n tokens, is n times that of b² or relu(b)²."""
     torch.manual_seed(2)
     theta = torch.randn(7, 2, 20, dtype=torch.float64, requires_grad=True)
     z = 1.5 * torch.randn(7, 20, dtype=torch.float64) + 0.3
@@ -228,7 +228,7 @@ def test_batch_gradient_is_that_of_the_squared_violation():
 
 
 def test_consistency_keeps_only_its_inputs_for_the_backward_pass():
-    """Of the order of the input more, in a loss whose input is the largest tensor there is, would be memory lost."""
+    """The consistency term saves only its inputs, because θ is the largest tensor of the loss."""
     theta = torch.randn(6, 3, 50, requires_grad=True)
     config = DVPOLossConfig(coef=only("consistency"))
     kept = []
@@ -247,7 +247,7 @@ def test_consistency_keeps_only_its_inputs_for_the_backward_pass():
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0])
 def test_extra_memory_is_a_few_inputs(kappa):
-    """All eight terms, forward and backward: at most 8 tensors of θ's size beyond the inputs (issue's bound)."""
+    """All eight terms, forward and backward, hold at most 8 tensors of θ's size beyond the inputs."""
     torch.manual_seed(7)
     theta, z = torch.randn(27_000, 3, 200, requires_grad=True), torch.randn(27_000, 200)
     levels, config = quantile_levels(200), DVPOLossConfig(kappa=kappa, coef=dict.fromkeys(TERMS, 0.1))
@@ -275,7 +275,7 @@ def test_gradient_of_the_total_is_right(mode):
 
 
 def test_coefficient_zero_skips_the_work(monkeypatch):
-    """With all constraints off, neither multipliers nor a sort of q are needed; with risk off, one loss call is."""
+    """Without constraints there is no sort of q and no need of multipliers; without risk there is one pinball sum."""
     calls = []
     real = dvpo_loss.__globals__["sorted_quantile_huber"]
     monkeypatch.setitem(

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that spec sections 3 and 4 give, found again with this package."""
+"""The package reproduces the numbers of docs/method.md, sections 3 and 4."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from verl_dvpo.distributional import (
+    TERMS,
+    DVPOLossConfig,
     distributional_gae,
+    dvpo_loss,
     quantile_huber_loss,
     quantile_levels,
     sample_replacement_returns,
@@ -19,7 +23,7 @@ STEPS, POINTS = 9, 50
 
 
 def walks(copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All 2^9 walks of 9 fair ±1 steps, `copies` times: states x_0 … x_8 as indices 0 … 16, and rewards 1{x_9 > 0}."""
+    """Builds all 2^9 walks of 9 fair ±1 steps, ``copies`` times: states x_0 … x_8 as 0 … 16, and rewards 1{x_9 > 0}."""
     moves = torch.tensor(list(itertools.product((-1, 1), repeat=STEPS))).repeat(copies, 1)
     places = moves.cumsum(-1)
     states = torch.nn.functional.pad(places[:, :-1], (1, 0)) + STEPS - 1
@@ -29,7 +33,7 @@ def walks(copies: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fixed_point(targets_of, states: torch.Tensor, sweeps: int) -> torch.Tensor:
-    """Table (t, x, M): each entry becomes the quantiles of its pooled targets, again and again. Gives the start's."""
+    """Replaces each entry of a table (t, x, M) by its pooled targets' quantiles ``sweeps`` times; gives the start."""
     table = torch.zeros(STEPS, 2 * STEPS - 1, POINTS, dtype=torch.float64)
     time = torch.arange(STEPS).expand_as(states)
     levels = quantile_levels(POINTS, dtype=torch.float64)
@@ -44,7 +48,7 @@ def fixed_point(targets_of, states: torch.Tensor, sweeps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("lam", "spread"), [(0.5, 0.343), (0.95, 0.406), (1.0, 0.500)])
 def test_spread_of_eq_2_is_too_small(lam, spread):
-    """All walks, so no sampling error: what is left is the rounding of the spec's numbers and their own sampling."""
+    """All walks are used, so the difference comes from the rounding and the sampling of the documented numbers."""
     states, rewards = walks(1)
     mask = torch.ones_like(rewards)
     start = fixed_point(lambda q: distributional_gae(rewards, q, mask, gamma=1.0, lam=lam)[0], states, STEPS + 1)
@@ -54,7 +58,7 @@ def test_spread_of_eq_2_is_too_small(lam, spread):
 
 @pytest.mark.parametrize("lam", [0.5, 0.95, 1.0])
 def test_spread_of_sample_replacement_is_right(lam):
-    """Value 0 or 1 with probability ½ each: std 0.5. One of 50 points more or less at 1 moves it by 0.0002."""
+    """The value is 0 or 1 with probability ½, so its std is 0.5; one of 50 points more at 1 moves that by 0.0002."""
     states, rewards = walks(8)
     mask, generator = torch.ones_like(rewards), torch.Generator().manual_seed(0)
 
@@ -68,7 +72,7 @@ def test_spread_of_sample_replacement_is_right(lam):
 
 @pytest.mark.parametrize(("p", "mean"), [(0.05, 0.120), (0.9, 0.819)])
 def test_huber_of_width_1_fits_expectiles(p, mean):
-    """Bernoulli(p) rewards, κ = 1: the minimum over θ is at τp/(τp + (1−τ)(1−p)), not at a quantile."""
+    """With Bernoulli(p) rewards and κ = 1 the minimum over θ is at τp/(τp + (1−τ)(1−p)), not at a quantile."""
     levels = quantile_levels(200, "right", dtype=torch.float64)
     z = (torch.arange(100) >= 100 * (1 - p) - 1e-9).double()
     theta = torch.full((200,), 0.5, dtype=torch.float64, requires_grad=True)
@@ -82,7 +86,7 @@ def test_huber_of_width_1_fits_expectiles(p, mean):
 
 @pytest.mark.parametrize("p", [0.05, 0.9])
 def test_pinball_fits_quantiles(p):
-    """κ = 0, midpoints: between the atoms 0 and 1 the slope says which is the minimum; their mean is p itself."""
+    """With κ = 0 and midpoints each θ is an atom, 0 or 1, by the sign of the slope between them; their mean is p."""
     levels = quantile_levels(200, dtype=torch.float64)
     z = (torch.arange(100) >= 100 * (1 - p) - 1e-9).double()
     theta = torch.full((200,), 0.5, dtype=torch.float64, requires_grad=True)
@@ -92,9 +96,25 @@ def test_pinball_fits_quantiles(p):
 
 
 def test_the_last_right_level_can_only_ratchet_up():
-    """At τ = 1 the pinball's slope is never positive, whatever the targets: nothing pulls the last quantile down."""
+    """At τ = 1 the pinball's slope is never positive, so nothing pulls the last quantile down."""
     z = torch.zeros(30)
     for kind, pulled_down in (("right", False), ("midpoint", True)):
         theta = torch.full((10,), 5.0, requires_grad=True)
         quantile_huber_loss(theta, z, quantile_levels(10, kind), kappa=0.0).backward()
         assert (theta.grad[-1] > 0).item() is pulled_down
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+def test_risk_moves_no_minimiser(kappa):
+    """``risk`` scales each quantile's own slope by a positive number, so both slopes vanish at the same θ."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(6, 1, 20, dtype=torch.float64, generator=generator).requires_grad_()
+    z, levels = torch.randn(6, 30, dtype=torch.float64, generator=generator), quantile_levels(20, dtype=torch.float64)
+    config = DVPOLossConfig(kappa=kappa, risk_temperature=0.3, coef=dict.fromkeys(TERMS, 0.0) | {"risk": 10.0})
+    terms = dvpo_loss(theta, z, levels, config).terms
+    plain, risk = (torch.autograd.grad(terms[name].sum(), theta)[0][:, 0] for name in ("quantile", "risk"))
+    raw = [math.exp(-level / 0.3) for level in levels.tolist()]
+    expected = torch.tensor([20 * w / sum(raw) for w in raw], dtype=torch.float64)
+    assert expected.min() > 0
+    torch.testing.assert_close(risk, plain * expected)
+    assert plain.abs().max() > 0

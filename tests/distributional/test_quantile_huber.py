@@ -20,7 +20,7 @@ from verl_dvpo.distributional.sorting import count_below, sort_samples, sort_wit
 
 @st.composite
 def cases(draw):
-    """θ, z, levels, κ and weights: all shapes up to 40, scales 1e-3 to 1e4, far from and at 0, with ties."""
+    """Draws θ, z, levels, κ and weights: shapes up to 40, scales 1e-3 to 1e4, far from and at 0, with ties."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     m, k = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     scale = 10.0 ** draw(st.floats(-3, 4))
@@ -121,7 +121,7 @@ def test_gradcheck_away_from_ties(kappa, leading):
 @pytest.mark.parametrize("kappa", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("m", "k"), [(200, 200), (37, 150), (64, 63), (255, 256), (1, 500), (500, 1)])
 def test_equals_pairwise_at_real_sizes(kappa, m, k):
-    """More rows than a block holds, and sizes around powers of two, where a binary search goes wrong first."""
+    """The loss is right for more rows than a block holds, and for sizes around powers of two."""
     torch.manual_seed(m + k)
     theta = torch.randn(200, m, dtype=torch.float64, requires_grad=True)
     z = torch.randn(200, k, dtype=torch.float64).round(decimals=1)
@@ -137,7 +137,7 @@ def test_equals_pairwise_at_real_sizes(kappa, m, k):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("edge", [0.0, 1e-3])
 def test_rows_inside_and_outside_the_zone_share_a_call(dtype, edge):
-    """A row whose samples are all within κ of its θ takes a shorter way; one κ away, or just beyond, does not."""
+    """Rows with all samples within κ of θ skip a search, rows with a sample at κ or beyond do not; both are exact."""
     torch.manual_seed(4)
     width = torch.logspace(-3, 1, 600)[:, None]
     theta, z = width * torch.rand(600, 30), width * torch.rand(600, 41)
@@ -156,7 +156,7 @@ def test_rows_inside_and_outside_the_zone_share_a_call(dtype, edge):
 
 
 def test_small_differences_survive_large_values():
-    """Values near 5000 that differ by 0.01: float32 holds them to 5e-4, and nothing more may be lost in the sums.
+    """Sums lose nothing for values near 5000 that differ by 0.01, which float32 holds to 5e-4.
 
     Prefix sums of z² in float32 would be near 200·5000² = 5e9, rounded to 512: the quadratic pieces would be noise.
     """
@@ -175,7 +175,7 @@ def test_small_differences_survive_large_values():
 
 
 def test_one_outlier_does_not_blur_the_rest():
-    """One target of 1e6 among values of order 1: the others' gradients stay exact, in a narrow zone too."""
+    """One target of 1e6 among values of order 1 leaves the other gradients exact, in a narrow zone too."""
     torch.manual_seed(3)
     theta, z = torch.randn(20, 50), torch.randn(20, 80)
     z[:, 7] = 1e6
@@ -188,7 +188,7 @@ def test_one_outlier_does_not_blur_the_rest():
 
 
 def test_zone_narrower_than_float32_can_tell():
-    """κ = 0.001 at ±20000, where float32 moves in steps of 0.002: a tie is a tie, a neighbour is outside the zone."""
+    """At ±20000 float32 moves in steps of 0.002: with κ = 0.001 a tie is inside the zone and a neighbour outside."""
     step = 2.0**-9
     theta = torch.tensor([-20000.0, -20000.0 + step, 20000.0], requires_grad=True)
     # The median is at the other end: around it float32 moves in steps of 0.004, and could not tell the neighbours.
@@ -277,7 +277,7 @@ def test_second_derivative_is_refused():
 
 @pytest.mark.parametrize("kappa", [0.0, 0.1])
 def test_extra_memory_is_a_few_inputs(kappa):
-    """Forward and backward may hold at most 8 tensors of the input's size beyond inputs and result (issue's bound)."""
+    """Forward and backward hold at most 8 tensors of the input's size beyond inputs and result."""
     torch.manual_seed(7)
     theta = torch.randn(80_000, 200, requires_grad=True)
     z, levels = torch.randn(80_000, 200), quantile_levels(200)
@@ -328,7 +328,13 @@ LEVELS = quantile_levels(4)
         (torch.zeros(2, 0), torch.zeros(2, 4), torch.zeros(0), {}, r"quantiles has shape \(2, 0\)"),
         (torch.zeros(2, 4), torch.zeros(2, 0), LEVELS, {}, r"targets has shape \(2, 0\)"),
         (torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0.1, 0.3, 0.3, 0.9]), {}, "0.3, 0.3"),
-        (torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0.0, 0.3, 0.5, 0.9]), {}, r"levels must .*\(0, 1\]"),
+        (
+            torch.zeros(2, 4),
+            torch.zeros(2, 4),
+            torch.tensor([0.0, 0.3, 0.5, 0.9]),
+            {},
+            r"levels is \[0, 0.3, .*\(0, 1\]",
+        ),
         (torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0.1, 0.3, 0.5, 1.1]), {}, "1.1"),
         (torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0.1, math.nan, 0.5, 1.0]), {}, "nan"),
         (torch.zeros(2, 4), torch.zeros(2, 4), quantile_levels(5), {}, r"levels has shape \(5,\)"),

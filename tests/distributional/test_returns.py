@@ -31,7 +31,7 @@ def test_every_quantile_is_verls_gae(gamma, lam, length):
     for j in range(3):
         _, expected = compute_gae_advantage_return(rewards, quantiles[..., j], mask, gamma, lam)
         torch.testing.assert_close(targets[..., j], expected, rtol=1e-12, atol=1e-12)
-    # The identity of spec section 3: the mean over quantiles is scalar GAE on the mean value.
+    # The identity of docs/method.md, section 3: the mean over quantiles is scalar GAE on the mean value.
     whitened, _ = compute_gae_advantage_return(rewards, quantiles.mean(-1), mask, gamma, lam)
     torch.testing.assert_close(verl_F.masked_whiten(advantages, mask), whitened, rtol=1e-10, atol=1e-10)
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mathematics of distributional critics: pure torch, no verl. One topic a file."""
+"""The mathematics of distributional critics in pure torch: levels, targets, losses and metrics.
+
+Each file has one topic, and nothing here imports verl. docs/method.md holds every equation and the legend of shapes.
+"""
 
 from .config import CONSTRAINT_TERMS, TERMS, DVPOLossConfig
 from .constraints import MULTIPLIERS, constraint_multipliers

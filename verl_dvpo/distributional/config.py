@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of the DVPO loss, typed and checked where it is made."""
+"""The settings of the DVPO loss, checked when they are made."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ CONSTRAINT_TERMS = ("cvar", "gain", "shift", "shape", "curvature")
 TERMS = ("risk", *CONSTRAINT_TERMS, "consistency")
 CONSTRAINT_MODES = ("batch", "token")
 CONSTRAINT_STATISTICS = ("value", "level")
-#: Constraints that have a form in units of a level. One of `shape` was tried and raises the error of V; `curvature` has
-#: none.
+#: Constraints that have a form in units of a level (docs/critic_lab.md says why the others have none).
 LEVEL_TERMS = ("cvar", "gain", "shift")
 
-# What docs/critic_lab.md settled for each of CONSTRAINT_STATISTICS: no term raises the clean error of V by more than
-# 10 %. Spec section 4 starts from 0.02 for every constraint.
+# Shipped coefficients for each of CONSTRAINT_STATISTICS; docs/critic_lab.md has the measurements behind them.
 DEFAULT_COEF: Mapping[str, float] = MappingProxyType(
     {"risk": 0.1, "cvar": 0.0005, "gain": 0.02, "shift": 0.005, "shape": 0.02, "curvature": 0.0, "consistency": 0.1}
 )
@@ -29,23 +27,25 @@ DEFAULT_LEVEL_COEF: Mapping[str, float] = MappingProxyType(
 
 @dataclass(frozen=True)
 class DVPOLossConfig:
-    """Parameters of `dvpo_loss`.
+    """Settings of ``dvpo_loss`` (docs/method.md, section 4).
 
     Attributes:
-        kappa: κ ≥ 0, width of the Huber loss's quadratic zone in units of the value; 0 is the pinball loss. κ of the
-            order of the values' range fits expectiles instead of quantiles.
-        alpha: lower tail's share of the points, in (0, 0.5].
-        beta: upper tail's share of the points, in (0, 0.5].
-        risk_temperature: > 0, in units of a level: the `risk` term weights level τ by exp(−τ/risk_temperature). At 1
-            the lowest level counts e times the highest; smaller values look at the lower tail only.
-        constraint: `batch` (a constraint acts when it is violated on average over the update, ours) or `token` (the
-            papers' literal reading, which drives the top quantiles away when targets are noisy).
-        constraint_statistics: in which unit the violation of a constraint is measured. `value`: that of the value, as
-            in spec section 4. `level` (ours): that of a level, the share of the targets below a quantile against its τ;
-            two-sided, inside [−1, 1] however heavy the targets' tails. `level` is for midpoint levels (see
-            `check_level_statistics`) and `constraint` `batch`, and has no `shape` and no `curvature`.
-        coef: coefficient ≥ 0 of each term; 0 removes the term and its cost. Names that are left out keep their default,
-            that of `DEFAULT_COEF`, or with `level` that of `DEFAULT_LEVEL_COEF`.
+        kappa: κ ≥ 0, width of the Huber loss's quadratic zone in units of the value; 0 gives the pinball loss. A κ as
+            large as the range of the values fits expectiles, not quantiles.
+        alpha: share of the points in the lower tail, in (0, 0.5].
+        beta: share of the points in the upper tail, in (0, 0.5].
+        risk_temperature: > 0, in units of a level: the ``risk`` term weights level τ by exp(−τ/risk_temperature). At 1
+            the lowest level weighs e times the highest.
+        constraint: ``batch`` (ours: a constraint acts when the update violates it on average) or ``token`` (the papers'
+            literal reading: it acts on each token, and noisy targets then drive the top quantiles away).
+        constraint_statistics: the unit of a violation. ``value``: that of the value. ``level`` (ours): that of a level,
+            the share of the targets below a quantile minus its τ; two-sided and inside [−1, 1] for any targets.
+            ``level`` needs ``constraint`` ``batch`` and midpoint levels, and has no ``shape`` and no ``curvature``.
+        coef: coefficient ≥ 0 of each term; 0 removes the term and its cost. A name left out keeps the default of
+            ``DEFAULT_COEF``, or of ``DEFAULT_LEVEL_COEF`` with ``level``.
+
+    Raises:
+        ValueError: a field is outside its range, or two fields do not fit together.
     """
 
     kappa: float = 1.0
@@ -83,29 +83,29 @@ class DVPOLossConfig:
     def _check_level(self) -> None:
         if self.constraint != "batch":
             raise ValueError(
-                f"constraint_statistics is 'level', but constraint is {self.constraint!r}; levels count over a whole "
-                "update, so set constraint to 'batch', or constraint_statistics to 'value'"
+                f"constraint_statistics is 'level', but constraint is {self.constraint!r}; violations in levels are "
+                "averaged over an update; set constraint to 'batch', or constraint_statistics to 'value'"
             )
         for name in CONSTRAINT_TERMS:
             if name not in LEVEL_TERMS and self.coef[name] > 0:
                 raise ValueError(
                     f"constraint_statistics is 'level', but coef.{name} is {self.coef[name]}; {name} has no form in "
-                    f"levels, so set coef.{name} to 0, or constraint_statistics to 'value'"
+                    f"levels; set coef.{name} to 0, or constraint_statistics to 'value'"
                 )
 
 
 def check_level_statistics(top_level: float, config: DVPOLossConfig) -> None:
-    """Raise ValueError for `constraint_statistics: level` with a level of 1 (`levels: right`).
+    """Raises ValueError for ``constraint_statistics: level`` with a level of 1 (``levels: right``).
 
-    At τ = 1 the pinball loss never pulls down, and `gain` pushes the upper tail's quantiles alike: with a network that
-    all tokens share the last one runs away (docs/critic_lab.md).
+    At τ = 1 the pinball loss never pulls down while ``gain`` pushes up, so in a shared network the last quantile runs
+    away (docs/critic_lab.md).
 
     Args:
-        top_level: the highest τ.
-        config: the loss's.
+        top_level: the highest τ, in (0, 1].
+        config: settings of the loss.
     """
     if config.constraint_statistics == "level" and top_level >= 1.0:
         raise ValueError(
-            "constraint_statistics is 'level', but levels is 'right', which ends at 1, where nothing pulls a quantile "
-            "down; set levels to 'midpoint', or constraint_statistics to 'value'"
+            "constraint_statistics is 'level', but levels is 'right'; right levels end at 1, where nothing pulls a "
+            "quantile down; set levels to 'midpoint', or constraint_statistics to 'value'"
         )

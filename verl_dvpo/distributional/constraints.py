@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The five constraints of the DVPO loss: `cvar`, `gain`, `shift`, `shape`, `curvature` (Eqs 5 to 9, spec section 4).
+"""The five constraints of the DVPO loss: ``cvar``, ``gain``, ``shift``, ``shape`` and ``curvature``, Eqs 5 to 9.
 
-Each is a difference d(q) between a statistic of the critic's distribution q and of the target samples z. `cvar` should
-be zero; the others should not be positive. `shape` and `curvature` have a lower and an upper part, so there are seven
-differences in all.
+Each constraint is a difference d(q) between a statistic of the critic's distribution q and that of the target samples z
+(docs/method.md, section 4). ``cvar`` asks for d = 0, the others for d ≤ 0. ``shape`` and ``curvature`` have a lower and
+an upper part, so there are seven differences.
 
-With `constraint: batch` the targets enter a token's term only through its multiplier. `constraint_statistics: level`
-changes no more than that: the multipliers of `cvar`, `gain` and `shift` come from `level_differences`, which are in
-units of a level, and are two-sided.
+With ``constraint: batch`` the targets act on a token's gradient only through the multiplier. ``constraint_statistics:
+level`` changes nothing but multipliers: ``level_differences`` gives those of ``cvar``, ``gain`` and ``shift``, in units
+of a level and two-sided.
 
 Shapes: M quantiles, K target samples, L tokens, "..." any leading shape.
 """
@@ -24,7 +24,7 @@ from .levels import check_levels, read_at
 from .quantile_huber import check_points
 from .sorting import count_below, count_tied, sort_samples, sort_with_gradient
 
-# The differences that make up each term.
+# Term -> its differences.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "cvar": ("cvar",),
     "gain": ("gain",),
@@ -34,8 +34,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 MULTIPLIERS = tuple(part for name in CONSTRAINT_TERMS for part in PARTS[name])
 
-# Rows × points that `constraint_multipliers` sorts at a time: it sees a whole update, a copy of which would be large.
-# On a CPU temporaries stay in the cache: at M = 200 0.5 µs a token instead of 1.0 (with levels 1.9 instead of 4.9).
+# Rows × points that ``constraint_multipliers`` sorts at a time: a sorted copy of a whole update would be large, and on
+# a CPU this size keeps temporaries in the cache (docs/benchmarks.md).
 _CHUNK_CPU = 1 << 19
 _CHUNK_ACCELERATOR = 1 << 22
 
@@ -48,21 +48,21 @@ def constraint_terms(
     names: Collection[str],
     multipliers: Mapping[str, torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
-    """The constraint terms of one token each, before their coefficients.
+    """Computes the constraint terms per token, before their coefficients (docs/method.md, section 4).
 
-    With multipliers μ (`constraint: batch`, ours) a term is Σ 2·μ·d(q) over its parts: the gradient step of
-    relu(mean d)². So it is where μ counts levels (`constraint_statistics: level`, ours): of d(q) only the part in q has
-    a gradient, 2·μ·mean low(q) for `cvar`, −2·μ·mean up(q) for `gain`, −2·μ·mean q for `shift`, and the constant beside
-    it makes the reported term 0 at a perfect fit. Without (`constraint: token`, the papers' literal reading): d² for
-    `cvar`, relu(d)² for `gain`, Σ relu(d) for the others.
+    With multipliers μ (``constraint: batch``, ours) a term is Σ 2·μ·d(q) over its parts, the gradient step of
+    relu(mean d)². Multipliers in levels (``constraint_statistics: level``, ours) enter the same way: the gradient is
+    that of 2·μ·mean low(q) for ``cvar``, −2·μ·mean up(q) for ``gain`` and −2·μ·mean q for ``shift``, and the constant
+    part of d(q) makes the reported term 0 at a perfect fit. Without multipliers (``constraint: token``, the papers'
+    literal reading) a term is d² for ``cvar``, relu(d)² for ``gain`` and Σ relu(d) for the others.
 
     Args:
         quantiles: (..., M) q, the head-averaged quantiles.
         sorted_targets: (..., K) z, ascending.
         levels: (M,) τ.
         config: tail shares.
-        names: which of the five terms.
-        multipliers: a scalar for each part, or None.
+        names: the active ones of the five terms.
+        multipliers: part -> scalar, or None.
 
     Returns:
         name -> (...).
@@ -90,18 +90,18 @@ def _token_term(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
 def constraint_differences(
     q: torch.Tensor, z: torch.Tensor, levels: torch.Tensor, config: DVPOLossConfig, names: Collection[str]
 ) -> dict[str, torch.Tensor]:
-    """The differences d(q) of the named terms, Eqs 5 to 9 of [DVPO] (`shape`: paper; the others: rebuilt).
+    """Computes the differences d(q) of the named terms, Eqs 5 to 9 of [DVPO] (``shape``: paper; the others: rebuilt).
 
     cvar: mean low(q) − mean low(z). gain: mean up(z) − mean up(q). shift: mean z − mean q.
     shape: var low(q) − var low(z), and var up(z) − var up(q). curvature: c(low(q)) − c(low(z)), and
-    c(up(z)) − c(up(q)), with z read at the levels first if K ≠ M. low and up are the tails of shares α and β.
+    c(up(z)) − c(up(q)), with z read at the levels first if K ≠ M. low and up are tails with shares α and β.
 
     Args:
         q: (..., M) ascending.
         z: (..., K) ascending.
         levels: (M,) τ.
         config: tail shares.
-        names: which of the five terms.
+        names: the active ones of the five terms.
 
     Returns:
         part -> (...).
@@ -128,12 +128,12 @@ def constraint_differences(
 
 
 def _variance(tail: torch.Tensor) -> torch.Tensor:
-    """Population variance: (..., k) -> (...). Unlike torch's it does not warn when there is no token."""
+    """Computes the population variance, (..., k) -> (...); torch's own warns if there is no token."""
     return (tail - tail.mean(-1, keepdim=True)).square().mean(-1)
 
 
 def tail_curvature(tail: torch.Tensor) -> torch.Tensor:
-    """c(·) of Eq 9 (rebuilt): (..., k) -> (...), mean absolute second difference; 0 for fewer than 3 points."""
+    """Computes c(·) of Eq 9 (rebuilt), the mean absolute second difference: (..., k) -> (...); 0 for k < 3."""
     if tail.shape[-1] < 3:
         return torch.zeros_like(tail[..., 0])
     return tail.diff(n=2, dim=-1).abs().mean(-1)
@@ -142,12 +142,12 @@ def tail_curvature(tail: torch.Tensor) -> torch.Tensor:
 def level_differences(
     q: torch.Tensor, z: torch.Tensor, levels: torch.Tensor, config: DVPOLossConfig
 ) -> dict[str, torch.Tensor]:
-    """`cvar`, `gain` and `shift` in units of a level (ours), with F_z(q_j) the share of z below q_j, ties half.
+    """Computes the differences of ``cvar``, ``gain`` and ``shift`` in levels (ours; docs/method.md, section 4).
 
-    cvar: mean over the lower tail of F_z(q_j) − τ_j. gain: mean over the upper tail of τ_j − F_z(q_j). shift: mean over
-    all j of τ_j − F_z(q_j). Where `constraint_differences` compares a tail with that of one token's z, which is one
-    trajectory's and too narrow, the mean of these over tokens is 0 once q are the quantiles of what z is drawn from;
-    and each is inside [−1, 1], so that no outlier counts for more than one sample.
+    F_z(q_j) is the share of z below q_j, ties counted half. cvar: mean over the lower tail of F_z(q_j) − τ_j. gain:
+    mean over the upper tail of τ_j − F_z(q_j). shift: mean over all j of τ_j − F_z(q_j). Their mean over tokens is 0 if
+    q are the quantiles of the distribution behind z, although one token's z comes from one trajectory. Each lies in
+    [−1, 1], so an outlier counts as one sample.
 
     Args:
         q: (R, M) ascending.
@@ -161,7 +161,7 @@ def level_differences(
     below = count_below(z, q)
     tied = count_tied(z, q, below)
     number = below.number if tied is None else torch.add(below.number, tied, alpha=0.5)
-    # Counts do not show a NaN or an infinity; the ends of a sorted row do.
+    # Counts hide a NaN or an infinity; the ends of a sorted row show it.
     ends = torch.stack([v[:, i] for v in (q, z) for i in (0, -1)])
     broken = ends.mul_(0.0).sum(0)
     size, tau = q.shape[-1], levels.to(q)
@@ -183,21 +183,22 @@ def constraint_multipliers(
     *,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The multipliers of `constraint: batch` (ours): μ = b for `cvar`, relu(b) for the rest, b = mean of d(θ_old).
+    """Computes the multipliers of ``constraint: batch`` (ours): μ = b for ``cvar`` and relu(b) for the rest.
 
-    With `constraint_statistics: level` (ours) d are the `level_differences`, and μ = b for all: where b is noise around
-    0, relu(b) is positive on average and would push for ever.
+    b is the mean of d(θ_old) over all valid tokens of the update. With ``constraint_statistics: level`` (ours) d comes
+    from ``level_differences`` and μ = b for all parts, because relu of noise around 0 would push at every update
+    (docs/critic_lab.md).
 
-    The mean runs over all valid tokens of the update. With `reduce` it runs over all ranks too: sums and the count are
-    reduced before the mean and the relu, so the result does not depend on how tokens are spread over ranks.
+    ``reduce`` extends the mean over all ranks. It adds sums and counts before the mean and the relu, so the result does
+    not depend on how tokens are spread over ranks.
 
     Args:
-        old_quantiles: (..., M) the head-averaged quantiles that the targets were built from, in any order.
+        old_quantiles: (..., M) the head-averaged quantiles behind the targets, in any order.
         targets: (..., K) target samples, in any order.
-        mask: (...) of 0 and 1, any dtype. What a masked token holds, NaN included, has no influence.
+        mask: (...) of 0 and 1, any dtype. A masked token has no influence, even if it is NaN.
         levels: (M,) τ, ascending in (0, 1].
         config: tail shares.
-        reduce: sums one 1-D float64 tensor over ranks and returns it (in place or not).
+        reduce: adds a 1-D float64 tensor over ranks and returns it, in place or not; None for one rank.
 
     Returns:
         {cvar, gain, shift, shape_low, shape_up, curvature_low, curvature_up}, or {cvar, gain, shift} of levels ->
@@ -205,7 +206,7 @@ def constraint_multipliers(
 
     Raises:
         ValueError: shapes that do not agree, M or K = 0, levels not ascending in (0, 1], a level of 1 with
-            `constraint_statistics: level`.
+            ``constraint_statistics: level``.
     """
     check_points(old_quantiles, targets)
     check_levels(levels, old_quantiles.shape[-1])

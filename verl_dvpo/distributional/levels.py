@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantile levels, the one place where their convention lives, and reading a distribution at them.
+"""Quantile levels and their conventions, and reading a distribution at given levels.
 
 Shapes: M quantile levels, K samples of a distribution, "..." any leading shape.
 """
@@ -11,8 +11,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 LEVEL_KINDS = ("midpoint", "right")
 
-# Levels that passed `check_levels`, with the version they had. Reading a tensor's values from a GPU stalls the
-# host, so a critic that passes the same levels with every micro-batch pays for it once.
+# Tensors that passed ``check_levels`` -> their version at that time. Reading values from a GPU stalls the host, so
+# levels that come with every micro-batch are read once.
 _CHECKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -23,16 +23,16 @@ def quantile_levels(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Levels τ of M equally weighted quantiles, ascending in (0, 1].
+    """Returns the levels τ of M equally weighted quantiles, ascending in (0, 1].
 
-    `right` is τ_j = j/M ([DVPO], paper). `midpoint` is τ_j = (2j−1)/(2M) ([QR-DQN]; ours here): at τ = 1 the pinball
-    loss has no downward gradient, so the last quantile of `right` can only ratchet up.
+    ``right`` is τ_j = j/M ([DVPO], paper). ``midpoint`` is τ_j = (2j−1)/(2M) ([QR-DQN]; ours here). At τ = 1 the
+    pinball loss has no downward gradient, so the last quantile of ``right`` can only rise.
 
     Args:
         num_quantiles: M ≥ 1.
-        kind: `midpoint` or `right`.
-        device: where the levels live.
-        dtype: a floating type, by default torch's default. Below float32 close levels round to the same number.
+        kind: ``midpoint`` or ``right``.
+        device: device of the levels.
+        dtype: a floating type; None takes torch's default. Types narrower than float32 round close levels together.
 
     Returns:
         (M,) levels.
@@ -50,13 +50,13 @@ def quantile_levels(
 
 
 def check_levels(levels: torch.Tensor, num_quantiles: int) -> None:
-    """Raise ValueError unless `levels` is (M,), strictly ascending and inside (0, 1].
+    """Raises ValueError unless ``levels`` is (M,), strictly ascending and inside (0, 1].
 
-    The values are read once per tensor (and again if it was changed in place): later calls do not touch the device.
-    Under torch.compile only the shape is checked, because values are unknown there.
+    Reads the values once per tensor, and again after a change in place; other calls do not touch the device. Under
+    torch.compile it checks the shape only, because values are unknown there.
     """
     if levels.ndim != 1 or levels.shape[0] != num_quantiles:
-        raise ValueError(f"levels has shape {tuple(levels.shape)}; quantiles need ({num_quantiles},)")
+        raise ValueError(f"levels has shape {tuple(levels.shape)}; for these quantiles it must be ({num_quantiles},)")
     if not levels.is_floating_point():
         raise ValueError(f"levels has dtype {levels.dtype}; it must be a floating type")
     if torch.compiler.is_compiling():
@@ -67,7 +67,7 @@ def check_levels(levels: torch.Tensor, num_quantiles: int) -> None:
     values = levels.detach().double().cpu()
     inside = bool(((values > 0) & (values <= 1)).all())
     if not inside or not bool((values[1:] > values[:-1]).all()):
-        raise ValueError(f"levels must ascend strictly inside (0, 1], got {_short(values)}")
+        raise ValueError(f"levels is {_short(values)}; it must ascend strictly inside (0, 1]")
     _CHECKED[levels] = version
 
 
@@ -77,9 +77,10 @@ def _short(values: torch.Tensor) -> str:
 
 
 def read_at(sorted_samples: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The quantiles of K equally weighted samples at other levels, by linear interpolation (spec section 4).
+    """Reads the quantiles of K equally weighted samples at M levels, by linear interpolation.
 
-    Sample k stands at the midpoint (2k−1)/(2K); below the first and above the last midpoint the end sample is taken.
+    Sample k stands at level (2k−1)/(2K); a level outside the first and the last one gets the end sample
+    (docs/method.md, section 4).
 
     Args:
         sorted_samples: (..., K) ascending.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DVPO loss: three sums of pinballs and five constraints on the distribution's tails and mean (spec section 4).
+"""The DVPO loss: three sums of pinballs, and five constraints on the distribution's tails and mean.
+
+Equations are in docs/method.md, section 4.
 
 Shapes: N heads, M quantiles, K target samples, "..." any leading shape (tokens).
 """
@@ -22,10 +24,11 @@ from .sorting import sort_samples
 
 
 class DVPOLoss(NamedTuple):
-    """What `dvpo_loss` returns.
+    """Holds the result of ``dvpo_loss``.
 
-    `total` (...) is `quantile` + Σ coef[name]·term. `terms` maps each active term's name to its (...) value *before*
-    the coefficient; a term with coefficient 0 is not computed and not there.
+    Attributes:
+        total: (...) ``quantile`` + Σ coef[name]·term.
+        terms: name -> (...) each active term before its coefficient; a term with coefficient 0 is not computed.
     """
 
     total: torch.Tensor
@@ -39,20 +42,20 @@ def dvpo_loss(
     config: DVPOLossConfig,
     multipliers: Mapping[str, torch.Tensor] | None = None,
 ) -> DVPOLoss:
-    """The DVPO loss per token, Eq 11 of [DVPO]: L = `quantile` + Σ coef[name]·term (structure: paper).
+    """Computes the DVPO loss per token, Eq 11 of [DVPO]: L = ``quantile`` + Σ coef[name]·term (structure: paper).
 
-    A NaN or infinity in quantiles or targets makes its token's total NaN or infinite. Nothing waits for the device.
+    A NaN or infinity in quantiles or targets makes its token's total NaN or infinite. No step waits for the device.
 
     Args:
         quantiles: (..., N, M) θ of every head, in any order.
-        targets: (..., K) samples z, in any order; constants.
+        targets: (..., K) samples z, in any order; they get no gradient.
         levels: (M,) τ, ascending in (0, 1].
-        config: coefficients and shape parameters.
-        multipliers: what `constraint_multipliers` returned. Needed for `constraint="batch"` if a constraint's
-            coefficient is positive; `constraint="token"` ignores it.
+        config: coefficients and settings of the terms.
+        multipliers: the result of ``constraint_multipliers``. ``constraint="batch"`` needs it if a constraint has a
+            positive coefficient; ``constraint="token"`` ignores it.
 
     Returns:
-        total (...) and terms, see `DVPOLoss`; float32 for bfloat16 and float16 inputs.
+        ``DVPOLoss`` with (...) tensors; float32 for bfloat16 and float16 inputs.
 
     Raises:
         ValueError: shapes that do not agree, N, M or K = 0, levels not ascending in (0, 1], multipliers missing.
@@ -68,7 +71,7 @@ def dvpo_loss(
     if active and config.constraint == "batch" and multipliers is None:
         raise ValueError(
             f"multipliers is None, but constraint is 'batch' and {', '.join(active)} are active; "
-            "pass what constraint_multipliers returned"
+            "pass the result of constraint_multipliers"
         )
     quantiles, targets = as_compute("quantiles", quantiles), as_compute("targets", targets)
     sorted_targets = sort_samples(targets)
@@ -90,11 +93,13 @@ def dvpo_loss(
 
 
 def risk_weights(levels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Weights of Eq 4 of [DVPO] (rebuilt): w_j = exp(−τ_j/temperature), normalised to mean 1.
+    """Computes the weights of Eq 4 of [DVPO] (rebuilt): w_j = exp(−τ_j/temperature), normalised to mean 1.
+
+    They scale separate pinballs, so they change no quantile's minimiser (docs/method.md, section 4).
 
     Args:
         levels: (M,) τ.
-        temperature: > 0, in units of a level; small means that only the lowest quantiles count.
+        temperature: > 0, in units of a level; a small one leaves weight on the lowest quantiles only.
 
     Returns:
         (M,) float64, descending.
@@ -103,10 +108,11 @@ def risk_weights(levels: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def head_consistency(quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.Tensor:
-    """`consistency`, Eq 10 of [DVPO] (rebuilt): mean over head pairs and levels of (θ_ij − θ_i'j)²; 0 for N = 1.
+    """Computes ``consistency``, Eq 10 of [DVPO] (rebuilt).
 
-    For each level Σ_{i<i'} (θ_i − θ_i')² = N·Σ_i (θ_i − q)², so N(N−1)/2 pairs cost N differences. q is held constant:
-    its own gradient is Σ_i (θ_i − q) = 0.
+    It is the mean over head pairs and levels of (θ_ij − θ_i'j)², and 0 for N = 1. For each level
+    Σ_{i<i'} (θ_i − θ_i')² = N·Σ_i (θ_i − q)², so N(N−1)/2 pairs cost N differences. q is a constant here because its
+    own gradient is Σ_i (θ_i − q) = 0.
 
     Args:
         quantiles: (..., N, M).
@@ -118,13 +124,16 @@ def head_consistency(quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.
     heads = quantiles.shape[-2]
     if heads == 1:
         return torch.zeros_like(mean_head[..., 0])
-    return _MeanSquaredDeviation.apply(quantiles, mean_head.detach()) * (2.0 * heads / (heads - 1))
+    mean = mean_head.detach()
+    deviation: torch.Tensor = _MeanSquaredDeviation.apply(quantiles, mean)  # type: ignore[no-untyped-call]
+    return deviation * (2.0 * heads / (heads - 1))
 
 
 class _MeanSquaredDeviation(torch.autograd.Function):
-    """Mean over N and M of (θ − q)²: quantiles (..., N, M), constant mean_head (..., M) -> (...).
+    """Takes the mean over N and M of (θ − q)²: quantiles (..., N, M), constant mean_head (..., M) -> (...).
 
-    Keeps only its inputs, where autograd's own form keeps θ − q and needs two more tensors of that size to come back.
+    It saves only its inputs. Autograd's own form saves θ − q and needs two more tensors of that size in the backward
+    pass.
     """
 
     @staticmethod

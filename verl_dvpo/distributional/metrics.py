@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of a value distribution (spec section 6).
+"""Metrics of a value distribution (docs/method.md, section 6).
 
-Every function here is per token: it gives (...) for inputs with leading shape (...), so nothing depends on how a batch
-is cut. `masked_sums` turns such values into the sum and count over valid tokens; add those over micro-batches and
-ranks, then divide. Variances over tokens, as in `explained_variance`, need their own sums: `explained_variance_sums`.
+Every metric is per token: inputs with leading shape (...) give (...), so no result depends on how a batch is cut.
+``masked_sums`` gives the sum and the count over valid tokens; add both over micro-batches and ranks, then divide.
+Variances over tokens need sums of their own: ``explained_variance_sums``.
 
 Shapes: N heads, M points of a distribution, "..." any leading shape (tokens).
 """
@@ -18,10 +18,10 @@ from .sorting import sort_samples
 
 
 def crossing_fraction(quantiles: torch.Tensor) -> torch.Tensor:
-    """Share of adjacent quantiles out of order, θ_j > θ_{j+1}, before any sort.
+    """Computes the share of adjacent quantiles out of order, θ_j > θ_{j+1}, before any sort (ours).
 
     Args:
-        quantiles: (..., M) as the critic gave them; for an ensemble (..., N, M) gives it per head.
+        quantiles: (..., M) in the critic's own order; an ensemble's (..., N, M) gives one number per head.
 
     Returns:
         (...) in [0, 1]; 0 for M = 1.
@@ -37,10 +37,10 @@ def crossing_fraction(quantiles: torch.Tensor) -> torch.Tensor:
 
 
 def coverage(samples: torch.Tensor, returns: torch.Tensor, level: float = 0.8) -> torch.Tensor:
-    """Whether the realised return lies in the central interval of the distribution, ends included.
+    """Tells for each token whether the realised return lies in the central interval of the distribution, ends included.
 
-    The interval runs from the (1−level)/2 to the (1+level)/2 quantile of the M points, read by linear interpolation.
-    For a calibrated critic of a continuous return the mean over tokens is `level`; spec section 6 uses 0.8.
+    The interval runs from the (1−level)/2 to the (1+level)/2 quantile of the M points, read by linear interpolation. A
+    calibrated critic of a continuous return has a mean of ``level`` over tokens.
 
     Args:
         samples: (..., M) equally weighted points, in any order.
@@ -63,10 +63,10 @@ def coverage(samples: torch.Tensor, returns: torch.Tensor, level: float = 0.8) -
 
 
 def pit(samples: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
-    """Probability integral transform: the share of points below the realised return, ties counted half.
+    """Computes the probability integral transform: the share of points below the realised return, ties counted half.
 
-    Over tokens it is uniform on [0, 1] for a calibrated critic of a continuous return; its mean is ½ for any calibrated
-    one, thanks to the half ties.
+    Over tokens it is uniform on [0, 1] if the critic is calibrated and the return continuous. Its mean is ½ for every
+    calibrated critic, because ties count half.
 
     Args:
         samples: (..., M) equally weighted points, in any order.
@@ -85,9 +85,9 @@ def pit(samples: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
 
 
 def crps(samples: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
-    """Continuous ranked probability score of M equally weighted points against the realised return.
+    """Computes the continuous ranked probability score of M equally weighted points against the realised return.
 
-    E|X − y| − ½E|X − X'| = (2/M) Σ_j ρ_{(2j−1)/(2M)}^0(y − x_(j)) over the sorted points: exact in one pass.
+    E|X − y| − ½E|X − X'| = (2/M) Σ_j ρ_{(2j−1)/(2M)}^0(y − x_(j)) over the sorted points, exact in one pass.
 
     Args:
         samples: (..., M) equally weighted points, in any order.
@@ -107,12 +107,12 @@ def crps(samples: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
 
 
 def tail_mean(samples: torch.Tensor, fraction: float = 0.1, side: str = "lower") -> torch.Tensor:
-    """Mean of the lowest (CVaR) or highest max(1, ⌊fraction·M + ½⌋) points.
+    """Computes the mean of the lowest (CVaR) or highest max(1, ⌊fraction·M + ½⌋) points.
 
     Args:
         samples: (..., M) equally weighted points, in any order.
         fraction: share of the points, in (0, 0.5].
-        side: `lower` or `upper`.
+        side: ``lower`` or ``upper``.
 
     Returns:
         (...) in units of the value.
@@ -132,18 +132,18 @@ def tail_mean(samples: torch.Tensor, fraction: float = 0.1, side: str = "lower")
 
 
 def population_std(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Standard deviation over one axis, divided by its size. Two passes: torch.std took 20 times as long on a CPU."""
+    """Computes the population standard deviation over one axis, in two passes (faster than torch.std on a CPU)."""
     return (values - values.mean(dim, keepdim=True)).square().mean(dim).sqrt()
 
 
 def spread(samples: torch.Tensor) -> torch.Tensor:
-    """Population standard deviation of a token's points: (..., M) -> (...), in units of the value."""
+    """Computes the population standard deviation of a token's points: (..., M) -> (...), in units of the value."""
     _check_points("samples", samples)
     return population_std(as_compute("samples", samples), -1)
 
 
 def ensemble_std(quantiles: torch.Tensor) -> torch.Tensor:
-    """Population standard deviation over heads of the head's value: (..., N, M) -> (...), in units of the value."""
+    """Computes the population standard deviation of the heads' values: (..., N, M) -> (...), in units of the value."""
     _check_points("quantiles", quantiles)
     if quantiles.ndim < 2 or quantiles.shape[-2] == 0:
         raise ValueError(f"quantiles has shape {tuple(quantiles.shape)}; it must be (..., N, M) with N of at least 1")
@@ -151,11 +151,11 @@ def ensemble_std(quantiles: torch.Tensor) -> torch.Tensor:
 
 
 def masked_sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum over valid tokens and their number: (2,) float64. Additive over micro-batches and ranks; mean = sum/count.
+    """Computes the sum over valid tokens and their count: (2,) float64, additive over micro-batches and ranks.
 
     Args:
         values: (...) a per-token metric.
-        mask: (...) of 0 and 1, any dtype. What a masked token holds has no influence.
+        mask: (...) of 0 and 1, any dtype. A masked token has no influence, even if it is NaN.
 
     Raises:
         ValueError: shapes that do not agree.
@@ -165,13 +165,13 @@ def masked_sums(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def explained_variance_sums(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sufficient statistics of the explained variance: (5,) float64, additive over micro-batches and ranks.
+    """Computes the sums behind the explained variance: (5,) float64, additive over micro-batches and ranks.
 
-    They are n, Σy, Σy², Σe, Σe² with y the return and e = y − value, over valid tokens.
+    They are n, Σy, Σy², Σe, Σe² over valid tokens, with y the return and e = y − value.
 
     Args:
         values: (...) the critic's values.
-        returns: (...) what they should explain.
+        returns: (...) the returns that they should explain.
         mask: (...) of 0 and 1, any dtype.
 
     Raises:
@@ -185,9 +185,9 @@ def explained_variance_sums(values: torch.Tensor, returns: torch.Tensor, mask: t
 
 
 def explained_variance(sums: torch.Tensor) -> torch.Tensor:
-    """1 − var(y − value)/(var(y) + 1e-5) from the (5,) sums of `explained_variance_sums`: verl's formula, globally.
+    """Computes 1 − var(y − value)/(var(y) + 1e-5), verl's formula, from the (5,) sums of ``explained_variance_sums``.
 
-    Variances are unbiased, and 1e-5 is verl's guard against a constant return.
+    Variances are unbiased; 1e-5 is verl's guard against a constant return.
 
     Returns:
         float64 scalar ≤ 1; NaN for fewer than 2 tokens.
@@ -215,12 +215,12 @@ def _checked(samples: torch.Tensor, returns: torch.Tensor) -> tuple[torch.Tensor
 
 def _valid(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if values.shape != mask.shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; values have {tuple(values.shape)}")
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be that of the values, {tuple(values.shape)}")
     return mask != 0
 
 
 def _nan_like(result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-    """`result`, NaN where an input is: comparisons and sorts would hide it."""
+    """Returns ``result`` with NaN where an input is NaN, which comparisons and sorts would hide."""
     for values in inputs:
         unknown = values.isnan()
         result = torch.where(unknown.any(-1) if unknown.ndim > result.ndim else unknown, torch.nan, result)

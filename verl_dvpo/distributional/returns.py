@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets for a distributional critic: Eq 2 of [DVPO], and samples of the true λ-mixture.
+"""Targets of a distributional critic: distributional GAE (Eq 2 of [DVPO]) and samples of the λ-mixture of returns.
 
 Shapes: B sequences, T response positions, M quantiles (or samples) of a state's value. Position t is the state that
 predicts token t, as in verl.
 
-The mask rule is verl's (`compute_gae_advantage_return`): at a masked position reward and value are ignored, and the
-next value and the running advantage are carried through it to the position before.
+The mask rule is that of verl's ``compute_gae_advantage_return``: a masked position's reward and value are ignored, and
+the next value and the running advantage pass through it to the position before.
 
-Both targets are a backward linear recurrence x_t = o_t + a_t·x_{t+1}. `_scan` runs it in about 2·√T steps of large
-kernels instead of T steps of small ones, reading and writing the (B, T, M) data twice; see there.
+Both targets solve a backward linear recurrence x_t = o_t + a_t·x_{t+1}, which ``_scan`` computes.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ def distributional_gae(
     gamma: float,
     lam: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distributional GAE, Eq 2 of [DVPO] (paper), with verl's mask rule.
+    """Computes targets and advantages of distributional GAE, Eq 2 of [DVPO] (paper), with verl's mask rule.
 
     For every quantile j: δ_t^j = r_t + γ θ_j(s_{t+1}) − θ_j(s_t), Â_t^j = δ_t^j + γλ Â_{t+1}^j, and the target is
-    z_t^j = θ_j(s_t) + Â_t^j. The actor's advantage is A_t = (1/M) Σ_j Â_t^j, which by linearity is the scalar GAE of
-    V = mean_j θ_j.
+    z_t^j = θ_j(s_t) + Â_t^j. The actor's advantage is A_t = (1/M) Σ_j Â_t^j, which by linearity is the scalar GAE
+    [GAE] of V = mean_j θ_j.
 
-    The target is a λ-weighted average of quantile *functions*: its mean is right, its spread is too small for
-    0 < λ < 1 (spec section 3); `sample_replacement_returns` has the right spread.
+    The target is a λ-weighted average of quantile functions. Its mean is right, and its spread is too small for
+    0 < λ < 1; ``sample_replacement_returns`` has the right spread (docs/method.md, section 3).
 
     Args:
         rewards: (B, T) per-token rewards, at any position.
@@ -45,14 +44,14 @@ def distributional_gae(
         lam: trace λ in [0, 1].
 
     Returns:
-        targets (B, T, M), at a masked position its value plus the carried advantage as in verl; advantages (B, T), not
-        whitened. Neither carries a gradient. bfloat16 and float16 are computed and returned in float32.
+        targets (B, T, M) and advantages (B, T), the latter not whitened. A masked position holds its value plus the
+        carried advantage, as in verl. Neither has a gradient. bfloat16 and float16 inputs give float32.
 
     Raises:
         ValueError: shapes that do not agree, M = 0, gamma or lam outside [0, 1].
     """
     rewards, quantiles, valid = _checked(rewards, quantiles, mask, gamma, lam)
-    # In place where it can be: at M = 200 a copy of the data is often gigabytes.
+    # In place, because at M = 200 a copy of the data is often gigabytes.
     errors = _next_valid(quantiles, valid).mul_(gamma).add_(rewards[:, :, None]).sub_(quantiles)
     trace = torch.ones_like(rewards).masked_fill_(valid, gamma * lam)
     advantages = _scan(errors.masked_fill_(~valid[:, :, None], 0.0), trace[:, :, None])
@@ -69,11 +68,11 @@ def sample_replacement_returns(
     lam: float,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """M samples per state from the true λ-mixture of n-step returns (ours, after [GMAC]; spec section 3).
+    """Draws M samples per state from the λ-mixture of n-step returns (ours, after [GMAC]; docs/method.md, section 3).
 
     Backward over t, for each k: z_t^k = r_t + γ·( b·θ_κ(s_{t+1}) + (1−b)·z_{t+1}^k ) with b ~ Bernoulli(1−λ) drawn for
-    each (t, k) and κ uniform over the M points; z = r at the last valid position. κ is one random cyclic shift of
-    1..M per state: every sample sees a uniform κ, and λ = 0 gives exactly r_t + γ·(a permutation of θ(s_{t+1})).
+    each (t, k) and κ uniform over the M points; z = r at the last valid position. One random cyclic shift of 1..M per
+    state gives the κ: each is uniform, and λ = 0 gives exactly r_t + γ·(a permutation of θ(s_{t+1})).
 
     Args:
         rewards: (B, T) per-token rewards, at any position.
@@ -81,11 +80,11 @@ def sample_replacement_returns(
         mask: (B, T) of 0 and 1, any dtype.
         gamma: discount in [0, 1].
         lam: trace λ in [0, 1]; 1 gives the Monte-Carlo return, 0 one-step targets.
-        generator: source of randomness on the quantiles' device; the same state gives the same samples.
+        generator: source of randomness on the quantiles' device; the same state of it gives the same samples.
 
     Returns:
-        (B, T, M) samples, in no order; a masked position holds the next valid position's samples (0 if there is none).
-        No gradient. bfloat16 and float16 are computed and returned in float32.
+        (B, T, M) samples, in no order and without a gradient. A masked position holds the samples of the next valid
+        one, and 0 if there is none. bfloat16 and float16 inputs give float32.
 
     Raises:
         ValueError: shapes that do not agree, M = 0, gamma or lam outside [0, 1].
@@ -103,7 +102,7 @@ def sample_replacement_returns(
     following = _next_valid(quantiles, valid)
     points = torch.arange(size, device=device)
     for t in _slices(following.shape[1], math.isqrt(following.shape[1]) + 1):
-        # In slices of T, because an int64 index of the full size would be as large as two copies of the data.
+        # In slices of T: an int64 index of the full size would take as much memory as two copies of the data.
         turned = (points + shift[:, t, None]).remainder_(size)
         following[:, t] = following[:, t].gather(-1, turned)
     offset = following.mul_(gamma).mul_(replaced).add_(rewards[:, :, None])
@@ -130,12 +129,12 @@ def _checked(
 
 
 def _next_valid(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """(B, T, M) the value at the next valid position after t, and 0 where there is none."""
+    """Looks up the value at the next valid position after t, 0 where there is none: (B, T, M) -> (B, T, M)."""
     length = valid.shape[1]
     if length == 0:
         return values.clone()
     positions = torch.arange(length, device=valid.device)
-    # The first valid position at or after t, `length` if there is none; then looked up one position later.
+    # The first valid position at or after t, ``length`` if there is none. Read at t + 1 it is the next one after t.
     first = torch.where(valid, positions, length).flip(1).cummin(1).values.flip(1)
     after = torch.nn.functional.pad(first[:, 1:], (0, 1), value=length)
     rows = torch.arange(valid.shape[0], device=valid.device)[:, None]
@@ -143,12 +142,12 @@ def _next_valid(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def _scan(offset: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Solve x_t = offset_t + factor_t·x_{t+1} backward over T, with x_{T+1} = 0.
+    """Solves x_t = offset_t + factor_t·x_{t+1} backward over T, with x_{T+1} = 0. Overwrites both arguments.
 
-    T is cut into about √T chunks that are scanned side by side, one step of all chunks per kernel; `factor` becomes
-    its running product, which then carries each chunk's first x into the chunk before. That is 2·√T steps and two
-    passes over the data, where a loop takes T steps, and a log-depth scan log2(T) passes. Products of factors in
-    [0, 1] only shrink, so it is as accurate as the loop. Both arguments are overwritten.
+    T is cut into about √T chunks, and one kernel takes a step in all of them. ``factor`` becomes its running product,
+    which then carries each chunk's first x into the chunk before. This takes 2·√T steps and two passes over the data; a
+    loop takes T steps, a log-depth scan log2(T) passes. Factors lie in [0, 1], so their products cannot grow and the
+    result is as accurate as the loop's.
 
     Args:
         offset: (B, T, M).

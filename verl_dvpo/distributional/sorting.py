@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorting and binary search along rows, fast on CPUs too.
+"""Sorts and searches along rows, fast on CPUs as well as on GPUs.
 
-On a GPU torch.sort and torch.searchsorted are what one wants. On a CPU both work element by element with branches that
-cannot be predicted; on one AMD Zen 5 core, 2048 rows of 200: numpy's vectorised sort 0.3 ms against 11.5 ms, and a
-binary search whose every step is one gather of all rows 3 ms against 15 ms.
+A GPU uses torch.sort and torch.searchsorted. On a CPU both work element by element, so a CPU uses numpy's vectorised
+sort and a binary search that takes each step for all rows at once (times in docs/benchmarks.md).
 
 Shapes: R rows, K samples, J thresholds, "..." any leading shape.
 """
@@ -16,12 +15,12 @@ import torch
 
 try:
     import numpy as np
-except ImportError:  # torch works without numpy, and so does this package
+except ImportError:  # torch runs without numpy, and so does this package
     np = None  # type: ignore[assignment]
 
 
 def sort_samples(samples: torch.Tensor) -> torch.Tensor:
-    """(..., K) -> (..., K) ascending along the last axis, NaN last. Carries no gradient."""
+    """Sorts (..., K) along the last axis, ascending and NaN last, without a gradient."""
     samples = samples.detach()
     if np is None or samples.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.sort(samples, dim=-1).values
@@ -29,7 +28,7 @@ def sort_samples(samples: torch.Tensor) -> torch.Tensor:
 
 
 def sort_with_gradient(samples: torch.Tensor) -> torch.Tensor:
-    """(..., K) -> (..., K) ascending along the last axis, NaN last; the gradient goes back to where a value was."""
+    """Sorts (..., K) along the last axis, ascending and NaN last; the gradient returns to each value's old place."""
     if np is None or samples.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.sort(samples, dim=-1).values
     order = torch.from_numpy(np.argsort(samples.detach().numpy(), axis=-1))
@@ -37,19 +36,19 @@ def sort_with_gradient(samples: torch.Tensor) -> torch.Tensor:
 
 
 class Count(NamedTuple):
-    """How many samples of its row lie below each threshold: the same (R, J) numbers, to compute and to index with."""
+    """Holds, for each threshold, the number of samples of its row below it: (R, J), once to compute, once to index."""
 
     number: torch.Tensor  # in the thresholds' dtype
     place: torch.Tensor  # in int64
 
 
 def count_below(rows: torch.Tensor, thresholds: torch.Tensor, *, or_equal: bool = False) -> Count:
-    """For each threshold, how many of its row's samples are smaller (or equal).
+    """Counts, for each threshold, the samples of its row that are smaller (or equal).
 
     Args:
         rows: (R, K) ascending.
-        thresholds: (R, J), in any order, same dtype. For a NaN the count means nothing, but is in 0..K.
-        or_equal: count samples that equal the threshold too.
+        thresholds: (R, J), in any order, same dtype. The count of a NaN means nothing but lies in 0..K.
+        or_equal: also counts samples equal to the threshold.
 
     Returns:
         (R, J) counts in 0..K.
@@ -63,7 +62,7 @@ def count_below(rows: torch.Tensor, thresholds: torch.Tensor, *, or_equal: bool 
 
 
 def _count_below_cpu(rows: torch.Tensor, thresholds: torch.Tensor, or_equal: bool) -> torch.Tensor:
-    """Binary search of all thresholds at once; counts are floats because torch compares and adds those fastest."""
+    """Searches all thresholds at once; counts are floats because torch compares and adds those fastest."""
     size = rows.shape[1]
     above = torch.ge if or_equal else torch.gt
     # A Huber zone wider than the data is common (κ = 1, rewards in [0, 1]): then all counts are the same.
@@ -81,14 +80,14 @@ def _count_below_cpu(rows: torch.Tensor, thresholds: torch.Tensor, or_equal: boo
     for pivot in range((1 << fine) - 1, padded.shape[1], 1 << fine):
         number.add_(above(thresholds, padded[:, pivot, None], out=hit), alpha=1 << fine)
     for step in (1 << i for i in reversed(range(fine))):
-        # `number` samples are known to be below; is the one `step` further too?
+        # ``number`` samples are known to be below; is the one ``step`` further too?
         probe = padded[:, step - 1 :].gather(1, number.int().long())
         number.add_(above(thresholds, probe, out=hit), alpha=step)
     return number.clamp_(max=size)
 
 
 def count_tied(rows: torch.Tensor, thresholds: torch.Tensor, below: Count) -> torch.Tensor | None:
-    """How many samples equal each threshold, given how many are below: (R, J), or None if there is certainly no tie."""
+    """Counts the samples equal to each threshold, given those below it: (R, J), or None if no threshold is tied."""
     if rows.device.type != "cpu":  # looking for ties would stall the host
         return count_below(rows, thresholds, or_equal=True).number - below.number
     next_sample = rows.gather(1, below.place.clamp(max=rows.shape[1] - 1))
