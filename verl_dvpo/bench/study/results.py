@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from verl_dvpo.bench.study.config import Study
+from verl_dvpo.bench.study.config import Study, parse_study
 from verl_dvpo.bench.study.plan import Run, plan
 from verl_dvpo.bench.study.runner import FINISHED, read_record
 from verl_dvpo.records import read_metrics, scores
@@ -61,7 +61,7 @@ def load_results(folder: str | Path) -> Results:
     if not (folder / "study.json").is_file():
         raise ValueError(f"{folder} holds no study: study.json is missing")
     content = json.loads((folder / "study.json").read_text())
-    study = Study.from_json({**content, "out": str(folder)})
+    study = parse_study({**content, "out": str(folder)})
     rows: list[tuple[Any, ...]] = []
     steps: list[tuple[Any, ...]] = []
     finished, failed, missing = [], [], []
