@@ -104,14 +104,17 @@ class Progress:
         elif not self.quiet:
             print(text, file=self.stream, flush=True)
 
-    def update(self, done: int, event: str) -> None:
-        """Reports that ``done`` units are finished, and the event that finished the latest of them."""
-        if self.terminal:
-            self.bar.set_description_str(event, refresh=False)
-            self.bar.n = done
-            self.bar.refresh()
-        else:
+    def update(self, done: int, event: str, *, keep: bool = False) -> None:
+        """Reports that ``done`` units are finished, and what happened; a bar shows it only for now unless ``keep``."""
+        if not self.terminal:
             self.note(f"{event} [{done} of {self.total} {self.unit}s{self._time_left(done)}]")
+            return
+        if keep:
+            self.note(event)
+        else:
+            self.bar.set_description_str(event, refresh=False)
+        self.bar.n = done
+        self.bar.refresh()
 
     def _time_left(self, done: int) -> str:
         if not self.initial < done < self.total:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from verl_dvpo.bench.lab import __main__ as command
 from verl_dvpo.bench.lab.experiments import DEFAULT, EXPERIMENTS, jobs, run
 from verl_dvpo.bench.lab.process import bernoulli_walk
 from verl_dvpo.bench.lab.report import markdown
 from verl_dvpo.bench.lab.spread import fixed_point
 from verl_dvpo.bench.lab.statistics import ratio_interval, t_interval
 from verl_dvpo.bench.lab.training import TrainConfig
+from verl_dvpo.cli import main
 
 
 def test_t_interval_by_hand_and_by_scipy() -> None:
@@ -51,8 +51,8 @@ def test_divergence_is_shown_not_averaged_away() -> None:
 
 
 def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
-    arguments = ["--out", str(tmp_path), "--quick", "--updates", "2", "--only", "kappa", "--workers", "1"]
-    command.main(arguments)
+    arguments = ["lab", "--out", str(tmp_path), "--quick", "--updates", "2", "--only", "kappa", "--workers", "1"]
+    assert main(arguments) == 0
     result = json.loads((tmp_path / "lab.json").read_text())
     runs = json.loads((tmp_path / "lab.json").read_text())["runs"]
     report = (tmp_path / "report.md").read_text()
@@ -68,10 +68,10 @@ def test_command_writes_what_the_report_reads(tmp_path: Path) -> None:
     # What is there is not run again: a number put in its place stays.
     result["runs"]["right, kappa 1|skewed|clean|2"]["metrics"]["crps_excess"] = [7.0, 7.0]
     (tmp_path / "lab.json").write_text(json.dumps(result))
-    command.main([*arguments, "--resume"])
+    assert main([*arguments, "--resume"]) == 0
     assert "| 7.000 ± 0.000 |" in (tmp_path / "report.md").read_text()
     (tmp_path / "lab.json").write_text(json.dumps(result | {"runs": runs}))
-    command.main(["--out", str(tmp_path), "--redraw"])
+    assert main(["lab", "--out", str(tmp_path), "--redraw"]) == 0
     assert (tmp_path / "report.md").read_text() == report
 
 

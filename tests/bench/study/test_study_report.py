@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from fake import FakeTrainer, study_of
 
+from verl_dvpo.bench.common import write_json
 from verl_dvpo.bench.study.plan import plan
 from verl_dvpo.bench.study.report import write_report
 from verl_dvpo.bench.study.results import load_results
-from verl_dvpo.bench.study.runner import read_record, run_study, write_json
+from verl_dvpo.bench.study.runner import read_record, run_study
 from verl_dvpo.bench.study.statistics import interquartile_mean, paired_difference, probability_of_improvement
 from verl_dvpo.bench.study.summary import curves, summarise, training
 from verl_dvpo.cli import main
@@ -226,7 +227,7 @@ def test_another_reference_turns_the_comparison_round(study, tmp_path, capsys):
     ppo, dvpo = (np.array(last_scores(study, name, "flip_0.2", ["demo_addition"])) for name in ("ppo", "dvpo"))
     assert row["difference"] == pytest.approx(naive_iqm(ppo - dvpo))
     assert main([*command, "sac"]) == 2
-    assert "reference is 'sac'; it must be one of ['ppo', 'dvpo']" in capsys.readouterr().err
+    assert "reference is 'sac'; allowed are ppo, dvpo; choose one of them" in capsys.readouterr().err
 
 
 def test_runs_of_different_versions_are_not_mixed_silently(study):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from verl_dvpo.bench.study import figures
 from verl_dvpo.bench.study.results import Results, load_results
 from verl_dvpo.bench.study.summary import ALL, by_source, curves, summarise, training
 
@@ -24,16 +25,11 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, reference
         reference: the algorithm that the others are compared with, in place of the study's own.
 
     Raises:
-        ValueError: there is no study with a finished run, the study has no such reference, or a package of the extra
-            `lab` is missing.
+        ValueError: there is no study with a finished run, or the study has no such reference.
     """
-    try:
-        from verl_dvpo.bench.study import figures
-    except ImportError as error:
-        raise ValueError(f"reports need the extra lab (pip install 'verl-dvpo[lab]'): {error}") from error
     results = load_results(folder)
     if reference is not None:
-        results = dataclasses.replace(results, study=dataclasses.replace(results.study, reference=reference))
+        results = dataclasses.replace(results, study=results.study.changed(reference=reference))
     out = Path(out) if out is not None else Path(folder) / "report"
     out.mkdir(parents=True, exist_ok=True)
     summary = summarise(results)
