@@ -12,6 +12,8 @@ from verl_dvpo.cli import GROUP, main
 ROOT = Path(__file__).parents[1]
 
 COMMANDS = '''
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(help="Two more commands.")
@@ -25,6 +27,10 @@ def fail() -> None:
 def leave(status: int) -> None:
     """Leave with a status."""
     raise typer.Exit(status)
+
+def train(overrides: Annotated[list[str] | None, typer.Argument()] = None, out: str = "here") -> None:
+    """Train, with Hydra overrides."""
+    print(out, *overrides or [])
 
 def greet(name: str = "you") -> None:
     """Greet someone.
@@ -113,15 +119,20 @@ def test_every_command_that_ships_is_found_and_teaches_with_an_example(capsys):
         assert f"Example: verl-dvpo {' '.join(words)} " in capsys.readouterr().out.replace("\n", " ")
 
 
-@pytest.mark.parametrize("separator", [[], ["--"]])
-def test_the_demo_takes_hydra_overrides_with_and_without_a_separator(separator, tmp_path, monkeypatch):
-    import verl_dvpo.bench.tasks.commands as commands
-
-    seen = []
-    monkeypatch.setattr(commands, "_train", lambda data, out, overrides: seen.append((out, overrides)) or 3)
-    overrides = ["algorithm=ppo", "+task.extra=1", "~data.shuffle", "trainer.logger=[console]"]
-    assert main(["demo", "--out", str(tmp_path), *separator, *overrides]) == 3
-    assert seen == [(tmp_path, overrides)]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--out", "there", "{}"],
+        ["--out", "there", "--", "{}"],
+        ["{}", "--out", "there"],
+    ],
+)
+def test_hydra_overrides_pass_with_and_without_a_separator(package, arguments, capsys):
+    package("train = outside_commands:train")
+    overrides = ["algorithm=ppo", "+task=demo", "~data.shuffle", "trainer.logger=[console]"]
+    given = [each for argument in arguments for each in (overrides if argument == "{}" else [argument])]
+    assert main(["train", *given]) == 0
+    assert capsys.readouterr().out.split() == ["there", *overrides]
 
 
 def test_the_command_line_imports_nothing_of_the_workbench():

@@ -4,8 +4,8 @@
     [project.entry-points."verl_dvpo.commands"]
     study = "my_package.commands:app [my-extra]"
 
-The object is a ``typer.Typer`` application, or a function with a docstring that typer understands. The extra in brackets,
-if there is one, says what the command needs beyond its package. Any installed package may add commands.
+The object is a ``typer.Typer`` application, or a function with a docstring that typer understands. The extra in
+brackets, if there is one, says what the command needs beyond its package. Any installed package may add commands.
 """
 
 import sys
@@ -22,7 +22,8 @@ GROUP = "verl_dvpo.commands"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
-    A ValueError is a mistake of the user: it becomes one line ``error: ...`` and status 2; ``--debug`` shows its traceback.
+    A ValueError is a mistake of the user: it becomes one line ``error: ...`` and status 2. With ``--debug`` it is
+    raised, and its traceback shown.
 
     Args:
         argv: arguments without the program's name; the command line's by default.

@@ -85,9 +85,7 @@ class Progress:
         self.total, self.unit, self.initial, self.quiet = total, unit, done, quiet
         self.start = time.monotonic()
         # smoothing=0: estimates the time left from the average of this call, starts and validations included
-        self.bar = tqdm(
-            total=total, initial=done, unit=unit, smoothing=0, file=self.stream, disable=not self.terminal
-        )
+        self.bar = tqdm(total=total, initial=done, unit=unit, smoothing=0, file=self.stream, disable=not self.terminal)
 
     def __enter__(self) -> "Progress":
         return self

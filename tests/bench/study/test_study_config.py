@@ -71,7 +71,10 @@ def test_json_gives_the_study_back(out):
             "remove it",
         ),
         ({"algorithms": [5]}, "algorithms[0] is 5; a name or a mapping of fields is allowed; write one of them"),
-        ({"noises": [{"kind": "flip", "rate": 1.3}]}, "noises[0].rate is 1.3; a number in [0, 1] is allowed; correct it"),
+        (
+            {"noises": [{"kind": "flip", "rate": 1.3}]},
+            "noises[0].rate is 1.3; a number in [0, 1] is allowed; correct it",
+        ),
         (
             {"noises": [{"kind": "flip", "rate": float("nan")}]},
             "noises[0].rate is nan; a number in [0, 1] is allowed; correct it",
@@ -94,8 +97,8 @@ def test_json_gives_the_study_back(out):
         ({"base": "platform=cpu"}, "base is 'platform=cpu'; allowed is a valid list; correct it"),
         (
             {"steps": 0, "test_freq": 0},
-            "steps is 0; allowed is greater than or equal to 1; correct it | test_freq is 0; allowed is greater than or "
-            "equal to 1; correct it",
+            "steps is 0; allowed is greater than or equal to 1; correct it"
+            " | test_freq is 0; allowed is greater than or equal to 1; correct it",
         ),
     ],
 )

@@ -14,7 +14,7 @@ QUICK_UPDATES = 20
 def lab(
     out: Annotated[Path, typer.Option(help="Folder for lab.json, report.md and the figures.")],
     seeds: Annotated[int, typer.Option(help="Seeds of every run, at least 2.")] = 4,
-    quick: Annotated[bool, typer.Option("--quick", help="Check that it runs: 2 seeds, few updates, no findings.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check that it runs: 2 seeds, few updates.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Experiments, several by repeating the option.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every experiment; about twice the default's time.")] = False,
     updates: Annotated[int | None, typer.Option(help="Critic updates of a run.")] = None,

@@ -11,7 +11,7 @@ app = typer.Typer(
     help="Run a matrix of algorithms, noises, tasks and seeds, and report on it.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    epilog="Example: `verl-dvpo study run examples/studies/smoke.yaml`, then `verl-dvpo study report runs/studies/smoke`",
+    epilog="Example: `verl-dvpo study run examples/studies/smoke.yaml`",
 )
 
 

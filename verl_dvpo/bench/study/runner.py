@@ -7,12 +7,12 @@
                      train.log    everything that the run printed
                      run.json     how it ended: status, score, seed, wall time, versions, error
 
-``run.json`` is written atomically when a run has ended. A run without one was interrupted: its folder is emptied, and it
-starts again. A failed run is recorded, the study continues, and a later call repeats it. An interrupted study, once
+``run.json`` is written atomically when a run has ended. A run without one was interrupted: its folder is emptied, and
+it starts again. A failed run is recorded, the study continues, and a later call repeats it. An interrupted study, once
 resumed, produces the same report.
 
-Several processes on one machine may share a study. Each process claims the next free run; no run executes twice. A claim
-is a file lock in ``<out>/.locks``, which ends with its process.
+Several processes on one machine may share a study. Each process claims the next free run; no run executes twice. A
+claim is a file lock in ``<out>/.locks``, which ends with its process.
 """
 
 import contextlib
@@ -188,7 +188,7 @@ def _final_score(run: Run) -> float:
 
 @contextlib.contextmanager
 def _verl() -> Iterator[Train]:
-    """Yields a function that trains with verl on one Ray; Ray starts with the first run, and again after a failed one."""
+    """Yields a function that trains with verl on one Ray, which starts with the first run and again after a failure."""
     import ray
 
     from verl_dvpo import train

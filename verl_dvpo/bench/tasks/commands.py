@@ -13,9 +13,7 @@ Steps = Annotated[int | None, typer.Option(help="Steps of the warm start.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Make a few seconds' variant for tests; its model learns nothing.")]
 
 
-def demo_data(
-    out: Out = Path("runs/demo/data"), seed: Seed = 0, steps: Steps = None, tiny: Tiny = False
-) -> None:
+def demo_data(out: Out = Path("runs/demo/data"), seed: Seed = 0, steps: Steps = None, tiny: Tiny = False) -> None:
     """Make the model and the data of the demo.
 
     Example: `verl-dvpo demo-data --out runs/demo/data`
@@ -42,9 +40,7 @@ def demo(
     raise typer.Exit(run_demo(prepare_demo(data), out, overrides or []))
 
 
-def domains(
-    out: Out = Path("runs/domains/data"), seed: Seed = 0, steps: Steps = None, tiny: Tiny = False
-) -> None:
+def domains(out: Out = Path("runs/domains/data"), seed: Seed = 0, steps: Steps = None, tiny: Tiny = False) -> None:
     """Make the data of the three domains, and the model that serves them all.
 
     Example: `verl-dvpo domains --out runs/domains/data`
