@@ -1,73 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``verl-dvpo``: the commands that are not verl's own."""
+"""Runs ``verl-dvpo COMMAND``; each command is an entry point of the group ``verl_dvpo.commands``.
 
-import argparse
+    [project.entry-points."verl_dvpo.commands"]
+    study = "my_package.commands:app [my-extra]"
+
+The object is a ``typer.Typer`` application, or a function with a docstring that typer understands. The extra in
+brackets, if there is one, says what the command needs beyond its package. Any installed package may add commands.
+"""
+
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Annotated, Any
 
+import typer
+from packaging.requirements import Requirement
 
-def _demo_data(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.bench.demo.__main__ import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", default="runs/demo/data", help="folder of the demo's model and data (default: %(default)s)"
-    )
-    parser.add_argument("--out", default="runs/demo/run", help="folder of the run (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, for example algorithm=ppo")
-
-    def run(arguments: argparse.Namespace) -> int:
-        from verl_dvpo.bench.demo.prepare import prepare_demo
-        from verl_dvpo.bench.demo.run import run_demo
-
-        return run_demo(prepare_demo(arguments.data), arguments.out, arguments.overrides)
-
-    parser.set_defaults(run=run)
-
-
-def _domains(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.bench.domains.commands import add_arguments
-
-    add_arguments(parser)
-
-
-def _study(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.bench.study.commands import add_arguments
-
-    add_arguments(parser)
-
-
-def _lab(parser: argparse.ArgumentParser) -> None:
-    from verl_dvpo.bench.lab.__main__ import add_arguments
-
-    add_arguments(parser)
-
-
-COMMANDS = {
-    "demo-data": (_demo_data, "make the demo's model and data"),
-    "demo": (_demo, "train on the demo on this machine's CPU"),
-    "domains": (_domains, "make the three domains' data and the model that serves them all"),
-    "lab": (_lab, "train every critic where the truth is known, and report its errors"),
-    "study": (_study, "run a matrix of algorithms, noises, tasks and seeds, and report on it"),
-}
+GROUP = "verl_dvpo.commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status. A ValueError is the user's and becomes one line."""
-    parser = argparse.ArgumentParser(prog="verl-dvpo", description="Distributional critics for verl")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (declare, text) in COMMANDS.items():
-        declare(commands.add_parser(name, help=text, description=text))
-    arguments = parser.parse_args(argv)
+    """Runs one command and returns its exit status.
+
+    A ValueError is a mistake of the user: it becomes one line ``error: ...`` and status 2. With ``--debug`` it is
+    raised, and its traceback shown.
+
+    Args:
+        argv: arguments without the program's name; the command line's by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    settings: dict[str, bool] = {"debug": False}
     try:
-        return arguments.run(arguments) or 0
+        build_app(settings)(args=arguments, prog_name="verl-dvpo")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if settings["debug"]:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    return 0
+
+
+def build_app(settings: dict[str, bool]) -> typer.Typer:
+    """Returns the application with every installed command.
+
+    Args:
+        settings: receives the global option ``debug``.
+    """
+    app = typer.Typer(
+        name="verl-dvpo",
+        help="Distributional critics for verl.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        epilog="Example: `verl-dvpo demo algorithm=dvpo` trains a small model on this machine's CPU.",
+    )
+
+    @app.callback()
+    def read_options(
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        settings["debug"] = debug
+
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+        _add(app, entry)
+    return app
+
+
+def missing_extra(entry: metadata.EntryPoint) -> str | None:
+    """Returns what to install for an entry point whose extra is not installed; None if nothing is missing."""
+    package = entry.dist
+    if package is None:
+        return None
+    for extra in entry.extras:
+        for text in package.requires or ():
+            required = Requirement(text)
+            needed = required.marker is not None and required.marker.evaluate({"extra": extra})
+            if needed and not required.marker.evaluate({"extra": ""}) and not _is_installed(required.name):  # type: ignore[union-attr]
+                return f"pip install '{package.name}[{extra}]'"
+    return None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _add(app: typer.Typer, entry: metadata.EntryPoint) -> None:
+    """Adds one command, or a stand-in that says why it cannot run."""
+    install = missing_extra(entry)
+    if install is not None:
+        _add_stand_in(app, entry.name, f"needs an extra that is not installed; {install}")
+        return
+    try:
+        command: typer.Typer | Callable[..., Any] = entry.load()
+    except (ImportError, AttributeError) as error:
+        _add_stand_in(app, entry.name, f"cannot be imported from {entry.value}: {error}; reinstall its package")
+        return
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=entry.name)
+    else:
+        app.command(entry.name)(command)
+
+
+def _add_stand_in(app: typer.Typer, name: str, reason: str) -> None:
+    @app.command(
+        name,
+        help=f"Not available: {reason}",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def stand_in() -> None:
+        raise ValueError(f"command is {name!r}; it {reason}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What verl's ``file`` logger leaves: JSON lines ``{"step": int, "data": {metric: value}}``."""
+"""Reads the metrics that verl's ``file`` logger writes: JSON lines ``{"step": int, "data": {metric: value}}``."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records; a last line that is not yet whole is left out, a file that is not there has none."""
+    """Reads all complete records of a metrics file.
+
+    A last line without its newline is still being written, and is left out. A file that does not exist has no records.
+    """
     if not path.is_file():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
@@ -15,7 +18,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def scores(record: dict[str, Any]) -> dict[str, float]:
-    """Data source -> validation score in one record; empty where it has none.
+    """Returns the validation score of each data source in one record; empty if the record has none.
 
     verl's key is ``val-core/<data source>/<variable>/mean@<answers per prompt>``.
     """

@@ -12,10 +12,10 @@ from fake import FakeTrainer, folders, names, study_of, texts
 from omegaconf import OmegaConf
 
 from verl_dvpo.bench.study import runner
-from verl_dvpo.bench.study.commands import _run
 from verl_dvpo.bench.study.plan import plan
 from verl_dvpo.bench.study.report import write_report
 from verl_dvpo.bench.study.runner import read_record, run_study
+from verl_dvpo.cli import main
 from verl_dvpo.records import read_metrics, scores
 
 
@@ -79,7 +79,6 @@ def test_a_run_that_fails_is_recorded_the_study_goes_on_and_tries_it_again_later
 
 
 def test_the_command_says_so_with_its_exit_status(out, monkeypatch, tmp_path, capsys):
-    import argparse
     import contextlib
 
     import yaml
@@ -88,13 +87,15 @@ def test_the_command_says_so_with_its_exit_status(out, monkeypatch, tmp_path, ca
     content |= {"algorithms": ["ppo"], "noises": ["none"], "tasks": [{"name": "demo", "in_domain": ["demo_addition"]}]}
     content |= {"reference": None, "base": [], "seeds": [0]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    arguments = argparse.Namespace(study=str(tmp_path / "study.yaml"), out=None)
+    command = ["study", "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "elsewhere")]
     trainer = FakeTrainer(fail=("ppo__none__demo__s0",))
     monkeypatch.setattr(runner, "_verl", lambda: contextlib.nullcontext(trainer))
-    assert _run(arguments) == 1
+    assert main(command) == 1
     assert "failed: ppo__none__demo__s0" in capsys.readouterr().err
     trainer.fail = ()
-    assert _run(arguments) == 0
+    assert main(command) == 0
+    assert (tmp_path / "elsewhere" / "study.json").is_file()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_termination_leaves_the_run_to_be_repeated(out):
 def test_finished_runs_of_other_settings_are_not_taken_for_this_studys(out):
     run_study(study_of(out, seeds=[0]), train=FakeTrainer(), stream=io.StringIO())
     trainer = FakeTrainer()
-    with pytest.raises(ValueError, match=r"run ppo__none__demo__s0 is finished, but with other settings"):
+    with pytest.raises(ValueError, match=r"run ppo__none__demo__s0 is finished with the settings"):
         run_study(study_of(out, seeds=[0], steps=6), train=trainer, stream=io.StringIO())
     assert trainer.calls == []
     # an axis may grow
@@ -180,7 +181,7 @@ def test_processes_share_a_study_and_no_run_is_done_twice(out):
     assert first.calls == names(plan(study))[:1]  # what the other one failed is the other one's
     assert other.calls == names(plan(study))[1:]
     assert first.failed == [bad]
-    assert "16/16" in stream.getvalue()
+    assert "[16 of 16 steps]" in stream.getvalue()
     later = FakeTrainer()
     run_study(study, train=later, stream=io.StringIO())
     assert later.calls == [bad]
@@ -205,10 +206,7 @@ def test_a_failed_run_that_another_process_tried_again_and_left_is_not_over(out)
 
 
 def test_who_finds_nothing_left_to_take_says_who_has_it(out, monkeypatch, tmp_path, capsys):
-    import argparse
     import contextlib
-
-    from verl_dvpo.bench.study import commands
 
     study = study_of(out, algorithms=["ppo"], noises=["none"], seeds=[0])
     (run,) = plan(study)
@@ -216,13 +214,13 @@ def test_who_finds_nothing_left_to_take_says_who_has_it(out, monkeypatch, tmp_pa
     monkeypatch.setattr("verl_dvpo.bench.study.config.load_study", lambda path: study)
     trainer = FakeTrainer()
     monkeypatch.setattr(runner, "_verl", lambda: contextlib.nullcontext(trainer))
-    arguments = argparse.Namespace(study="study.yaml", out=None)
+    command = ["study", "run", "study.yaml"]
     with open(out / ".locks" / run.name, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert commands._run(arguments) == 0
-        assert f"other processes are at {run.name}" in capsys.readouterr().out
+        assert main(command) == 0
+        assert f"other processes execute {run.name}" in capsys.readouterr().out
     assert trainer.calls == []
-    assert commands._run(arguments) == 0
+    assert main(command) == 0
     assert trainer.calls == [run.name]
     assert "all runs are finished" in capsys.readouterr().out
 

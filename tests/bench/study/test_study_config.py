@@ -4,7 +4,7 @@
 import pytest
 from fake import study_of
 
-from verl_dvpo.bench.study.config import Study, load_study
+from verl_dvpo.bench.study.config import load_study, parse_study
 from verl_dvpo.bench.study.plan import compose, plan
 
 
@@ -40,47 +40,104 @@ def test_a_variant_of_an_algorithm_has_a_name_of_its_own(out):
 
 def test_json_gives_the_study_back(out):
     study = study_of(out, minutes_per_run=2.5)
-    assert Study.from_json(study.to_json()) == study
+    assert parse_study(study.to_json()) == study
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"steps": 1.5}, "steps must be an integer, got 1.5"),
-        ({"test_freq": -1}, "test_freq must be at least 1"),
-        ({"seeds": []}, "seeds is empty"),
-        ({"seeds": [1, 1]}, r"seeds has \['1'\] more than once"),
-        ({"seeds": [-1]}, "seeds must be at least 0"),
-        ({"algorithms": ["ppo", "ppo"]}, r"algorithms has \['ppo'\] more than once"),
-        ({"algorithms": ["a/b"]}, "algorithms: .*'a/b' is no name"),
-        ({"algorithms": [{"name": "x", "override": []}]}, r"unknown \['override'\]; allowed are"),
-        ({"noises": [{"kind": "flip", "rate": 1.3}]}, r"rate must be in \[0, 1\], got 1.3 for 'flip'"),
-        ({"noises": [{"kind": "flip", "rate": float("nan")}]}, r"rate must be in \[0, 1\], got nan"),
-        ({"noises": [{"kind": "flip", "seed": 1}]}, "seed is the run's own"),
-        ({"reference": "grpo"}, r"reference is 'grpo'; it must be one of \['ppo', 'dvpo'\]"),
-        ({"minutes_per_run": 0}, "minutes_per_run must be above 0"),
-        ({"stepz": 4}, r"unknown \['stepz'\]"),
-        ({"base": "platform=cpu"}, "base must be a list"),
+        ({"steps": 0}, "steps is 0; allowed is greater than or equal to 1; correct it"),
+        ({"steps": 1.5}, "steps is 1.5; allowed is a valid integer; correct it"),
+        ({"steps": True}, "steps is True; allowed is a valid integer; correct it"),
+        ({"test_freq": -1}, "test_freq is -1; allowed is greater than or equal to 1; correct it"),
+        ({"seeds": []}, "seeds is []; at least 1 entry is required; correct it"),
+        (
+            {"seeds": [1, 1]},
+            "seeds is [1, 1]; each may stand once, but ['1'] are repeated; give variants a name of their own",
+        ),
+        ({"seeds": [0, -1]}, "seeds[1] is -1; allowed is greater than or equal to 0; correct it"),
+        (
+            {"algorithms": ["ppo", "ppo"]},
+            "algorithms is ['ppo', 'ppo']; each may stand once, but ['ppo'] are repeated; give variants a name of "
+            "their own",
+        ),
+        (
+            {"algorithms": [{"name": "a/b", "algorithm": "ppo"}]},
+            "algorithms[0].name is 'a/b'; letters, digits and _ . + - are allowed, a letter or digit first; rename it",
+        ),
+        (
+            {"algorithms": [{"name": "x", "override": []}]},
+            "algorithms[0].override is []; there is no such field, allowed are algorithm, name, overrides; rename or "
+            "remove it",
+        ),
+        ({"algorithms": [5]}, "algorithms[0] is 5; a name or a mapping of fields is allowed; write one of them"),
+        (
+            {"noises": [{"kind": "flip", "rate": 1.3}]},
+            "noises[0].rate is 1.3; a number in [0, 1] is allowed; correct it",
+        ),
+        (
+            {"noises": [{"kind": "flip", "rate": float("nan")}]},
+            "noises[0].rate is nan; a number in [0, 1] is allowed; correct it",
+        ),
+        (
+            {"noises": [{"kind": "flip", "rate": None}]},
+            "noises[0] is {'kind': 'flip', 'rate': None}; a rate is a number in [0, 1]; correct or remove it",
+        ),
+        (
+            {"noises": [{"kind": "flip", "seed": 1}]},
+            "noises[0] is {'kind': 'flip', 'seed': 1}; the seed of a noise is the run's own; remove seed",
+        ),
+        ({"reference": "grpo"}, "reference is 'grpo'; allowed are ppo, dvpo; choose one of them"),
+        ({"minutes_per_run": 0}, "minutes_per_run is 0; allowed is greater than 0; correct it"),
+        (
+            {"stepz": 4},
+            "stepz is 4; there is no such field, allowed are algorithms, base, minutes_per_run, name, noises, out, "
+            "reference, seeds, steps, tasks, test_freq; rename or remove it",
+        ),
+        ({"base": "platform=cpu"}, "base is 'platform=cpu'; allowed is a valid list; correct it"),
+        (
+            {"steps": 0, "test_freq": 0},
+            "steps is 0; allowed is greater than or equal to 1; correct it"
+            " | test_freq is 0; allowed is greater than or equal to 1; correct it",
+        ),
     ],
 )
 def test_impossible_values_are_named(out, fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
         study_of(out, **fields)
+    assert str(refused.value) == message
 
 
 def test_files_that_are_no_study_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing.yaml does not exist"):
+    with pytest.raises(ValueError, match=r"study is '.*nothing.yaml'; .* does not exist; correct the path"):
         load_study(tmp_path / "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match=r"bad.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"study is '.*bad.yaml'; a YAML file is allowed; correct its syntax"):
         load_study(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(ValueError, match=r"list.yaml: a study is a mapping"):
+    with pytest.raises(ValueError, match=r"list.yaml: study is \['a'\]; a mapping of fields is allowed"):
         load_study(tmp_path / "list.yaml")
     (tmp_path / "lacks.yaml").write_text("name: a\nsteps: 2\n")
-    with pytest.raises(ValueError, match=r"lacks \['algorithms', 'noises', 'out', 'seeds', 'tasks', 'test_freq'\]"):
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - every missing field is looked for
         load_study(tmp_path / "lacks.yaml")
+    for field in ("algorithms", "noises", "out", "seeds", "tasks", "test_freq"):
+        assert f"{field} is missing; a value is required; add it" in str(refused.value)
+
+
+def test_the_settings_of_a_noise_keep_their_order_and_their_values(out):
+    noise = {"rate": 1, "low": -1.0, "kind": "flip", "name": "all"}
+    (first,) = study_of(out, noises=[noise]).noises
+    assert (first.name, first.kind, first.rate) == ("all", "flip", 1.0)
+    assert first.selection == ("noise=flip", "noise.rate=1", "noise.low=-1.0")
+    names = [each.name for each in study_of(out, noises=["none", "flip", {"kind": "flip", "rate": 0.25}]).noises]
+    assert names == ["none", "flip", "flip_0.25"]
+
+
+def test_a_changed_study_is_checked_again(out):
+    study = study_of(out)
+    assert study.changed(reference="dvpo").reference == "dvpo"
+    with pytest.raises(ValueError, match="reference is 'sac'; allowed are ppo, dvpo; choose one of them"):
+        study.changed(reference="sac")
 
 
 @pytest.mark.parametrize(

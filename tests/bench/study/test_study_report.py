@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from fake import FakeTrainer, study_of
 
+from verl_dvpo.bench.common import write_json
 from verl_dvpo.bench.study.plan import plan
 from verl_dvpo.bench.study.report import write_report
 from verl_dvpo.bench.study.results import load_results
-from verl_dvpo.bench.study.runner import read_record, run_study, write_json
+from verl_dvpo.bench.study.runner import read_record, run_study
 from verl_dvpo.bench.study.statistics import interquartile_mean, paired_difference, probability_of_improvement
 from verl_dvpo.bench.study.summary import curves, summarise, training
 from verl_dvpo.cli import main
@@ -29,6 +30,20 @@ def naive_iqm(values) -> float:
     cut = len(ordered) // 4
     kept = ordered[cut : len(ordered) - cut]
     return sum(kept) / len(kept)
+
+
+def naive_t(values) -> tuple[float, float, float]:
+    """Mean with Student's interval from sums; the quantile of t with 4 degrees of freedom is from a printed table."""
+    assert len(values) == 5
+    mean = sum(values) / 5
+    half = 2.776445 * math.sqrt(sum((value - mean) ** 2 for value in values) / 4 / 5)
+    return mean, mean - half, mean + half
+
+
+def naive_sign_flips(differences) -> float:
+    patterns = list(itertools.product((1, -1), repeat=len(differences)))
+    sums = [sum(sign * d for sign, d in zip(signs, differences, strict=True)) for signs in patterns]
+    return sum(abs(each) >= abs(sum(differences)) - 1e-12 for each in sums) / len(patterns)
 
 
 def naive_probability(first, second) -> float:
@@ -56,8 +71,9 @@ def test_interquartile_mean_and_its_interval():
     assert (estimate.low, estimate.high) == pytest.approx(expected, abs=0.012)
 
 
-def test_three_runs_are_averaged_whole():
-    assert interquartile_mean([np.array([0.1, 0.2, 0.9])]).value == pytest.approx(0.4)
+def test_three_runs_have_no_interquartile_mean():
+    with pytest.raises(ValueError, match="runs is 3; an IQM needs at least 4; use the mean"):
+        interquartile_mean([np.array([0.1, 0.2, 0.9])])
     assert interquartile_mean([np.array([0.1, 0.2, 0.4, 0.9])]).value == pytest.approx(0.3)
 
 
@@ -97,10 +113,10 @@ def test_extremes_of_the_probability():
 
 
 def test_one_run_has_no_interval_and_equal_runs_have_none_to_speak_of():
-    single = interquartile_mean([np.array([0.5])])
-    assert single.value == 0.5
+    single = interquartile_mean([np.array([0.5]), np.array([0.1, 0.4, 0.6])])
+    assert single.value == pytest.approx(0.45)
     assert math.isnan(single.low)
-    assert interquartile_mean([np.array([0.5, 0.5, 0.5])]) == (0.5, 0.5, 0.5)
+    assert interquartile_mean([np.array([0.5, 0.5, 0.5, 0.5])]) == (0.5, 0.5, 0.5)
 
 
 @pytest.fixture
@@ -150,13 +166,24 @@ def test_the_summary_is_what_a_loop_over_the_files_gives(study, domain, sources)
         row = summary.loc[(noise, "dvpo")]
         assert row["runs"] == 5
         assert row["iqm"] == pytest.approx(naive_iqm(dvpo))
-        assert row["difference"] == pytest.approx(naive_iqm(dvpo - ppo))
+        assert (row["mean"], row["mean_low"], row["mean_high"]) == pytest.approx(naive_t(dvpo))
+        difference = (row["difference"], row["difference_low"], row["difference_high"])
+        assert difference == pytest.approx(naive_t(dvpo - ppo))
+        assert row["p_value"] == pytest.approx(naive_sign_flips(dvpo - ppo))
+        assert row["difference_iqm"] == pytest.approx(naive_iqm(dvpo - ppo))
         assert row["probability"] == pytest.approx(naive_probability([dvpo], [ppo]))
         assert row["iqm_low"] <= row["iqm"] <= row["iqm_high"]
         assert math.isnan(summary.loc[(noise, "ppo")]["difference"])
     row = summary.loc[("all", "dvpo")]
     assert row["iqm"] == pytest.approx(naive_iqm(np.concatenate(pooled["dvpo"])))
     assert row["probability"] == pytest.approx(naive_probability(pooled["dvpo"], pooled["ppo"]))
+    # five seeds, and not fifteen runs, are what repeats
+    of_seeds = [np.mean([cell[seed] for cell in pooled["dvpo"]]) for seed in range(5)]
+    assert (row["mean"], row["mean_low"], row["mean_high"]) == pytest.approx(naive_t(of_seeds))
+    differences = [
+        np.mean([a[seed] - b[seed] for a, b in zip(pooled["dvpo"], pooled["ppo"], strict=True)]) for seed in range(5)
+    ]
+    assert row["p_value"] == pytest.approx(naive_sign_flips(differences))
 
 
 def test_seeds_that_one_side_lacks_are_not_compared(study):
@@ -169,7 +196,10 @@ def test_seeds_that_one_side_lacks_are_not_compared(study):
     assert row["runs"] == 3
     assert summary.loc[("in", "none", "ppo")]["runs"] == 5
     kept = [0, 2, 4]
-    assert row["difference"] == pytest.approx(naive_iqm(dvpo[kept] - ppo[kept]))
+    assert row["difference"] == pytest.approx(np.mean(dvpo[kept] - ppo[kept]))
+    assert row["p_value"] >= 0.25
+    assert math.isnan(row["iqm"])  # three runs
+    assert math.isnan(row["difference_iqm"])
     assert row["probability"] == pytest.approx(naive_probability([dvpo[kept]], [ppo[kept]]))
 
 
@@ -177,7 +207,8 @@ def test_curves_have_a_row_for_each_validation(study):
     table = curves(load_results(study.out))
     assert len(table) == 2 * 3 * 3
     row = table[(table["algorithm"] == "ppo") & (table["noise"] == "flip_0.4") & (table["step"] == 4)].iloc[0]
-    assert row["iqm"] == pytest.approx(naive_iqm(last_scores(study, "ppo", "flip_0.4", ["demo_addition"])))
+    expected = naive_t(last_scores(study, "ppo", "flip_0.4", ["demo_addition"]))
+    assert (row["mean"], row["mean_low"], row["mean_high"]) == pytest.approx(expected)
 
 
 def test_the_second_half_of_training_is_averaged_over_steps_and_then_over_seeds(study):
@@ -194,7 +225,7 @@ def test_the_second_half_of_training_is_averaged_over_steps_and_then_over_seeds(
             if (run.algorithm.name, run.noise.name) == ("dvpo", noise):
                 lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
                 late.append(next(line["data"][metric] for line in lines if line["step"] == 3))
-        assert table.loc[(noise, "dvpo"), column] == pytest.approx(naive_iqm(late))
+        assert table.loc[(noise, "dvpo"), column] == pytest.approx(np.mean(late))
 
 
 def test_the_report_has_tables_csv_and_every_figure(study, capsys):
@@ -206,9 +237,9 @@ def test_the_report_has_tables_csv_and_every_figure(study, capsys):
         "training.csv",
     ]  # fmt: skip
     text = (folder / "report.md").read_text()
-    iqm = naive_iqm(last_scores(study, "dvpo", "flip_0.2", ["demo_addition"]))
+    mean, low, high = naive_t(last_scores(study, "dvpo", "flip_0.2", ["demo_addition"]))
     section = text.split("### demo, noise flip_0.2")[1]
-    assert f"| `dvpo` | 5 | {iqm:.3f} [" in section.split("###")[0]
+    assert f"| `dvpo` | 5 | {mean:.3f} [{low:.3f}, {high:.3f}] |" in section.split("###")[0]
     runs = pd.read_csv(folder / "runs.csv")
     assert len(runs) == 30
     assert set(runs["status"]) == {"finished"}
@@ -224,9 +255,9 @@ def test_another_reference_turns_the_comparison_round(study, tmp_path, capsys):
     summary = pd.read_csv(tmp_path / "report" / "summary.csv", keep_default_na=False, na_values=[""])
     row = summary.set_index(["domain", "noise", "algorithm"]).loc[("in", "flip_0.2", "ppo")]
     ppo, dvpo = (np.array(last_scores(study, name, "flip_0.2", ["demo_addition"])) for name in ("ppo", "dvpo"))
-    assert row["difference"] == pytest.approx(naive_iqm(ppo - dvpo))
+    assert row["difference"] == pytest.approx(np.mean(ppo - dvpo))
     assert main([*command, "sac"]) == 2
-    assert "reference is 'sac'; it must be one of ['ppo', 'dvpo']" in capsys.readouterr().err
+    assert "reference is 'sac'; allowed are ppo, dvpo; choose one of them" in capsys.readouterr().err
 
 
 def test_runs_of_different_versions_are_not_mixed_silently(study):
@@ -245,8 +276,8 @@ def test_figures_that_a_study_has_no_axis_for_are_not_drawn(out):
 
 def test_folders_without_a_finished_study_are_named(tmp_path, out, capsys):
     assert main(["study", "report", str(tmp_path)]) == 2
-    assert "holds no study" in capsys.readouterr().err
+    assert "the folder of a study has a study.json" in capsys.readouterr().err
     study = study_of(out, seeds=[0])
     run_study(study, train=FakeTrainer(fail=tuple(run.name for run in plan(study))), stream=io.StringIO())
     assert main(["study", "report", str(out)]) == 2
-    assert "no run of the study" in capsys.readouterr().err
+    assert "a report needs a finished run, of this study 4 failed and 0 are to come" in capsys.readouterr().err

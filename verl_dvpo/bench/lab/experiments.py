@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab runs: for each question the critics and the conditions that answer it, each training run only once."""
+"""Defines the lab's experiments, and executes the training runs that they need, each once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 
 import torch
-from tqdm import tqdm
 
+from verl_dvpo.bench.common import Progress
 from verl_dvpo.distributional import TERMS
 from verl_dvpo.distributional.config import DEFAULT_COEF, LEVEL_TERMS
 
@@ -21,7 +21,7 @@ from .registry import BASES, FAMILIES, FORMS, KAPPAS, LOWERED, NUM_HEADS, NUM_QU
 from .spread import spreads
 from .training import TrainConfig, train
 
-#: (process, noise) -> what the critic sees.
+#: (process, noise) -> name of the condition in the report.
 CONDITIONS = {
     ("bernoulli", "clean"): "label, clean",
     ("bernoulli", "flip"): "label, 30 % flipped",
@@ -31,21 +31,21 @@ CONDITIONS = {
 _ALL = tuple(CONDITIONS)
 _CLEAN = (("bernoulli", "clean"), ("skewed", "clean"))
 _CLEAN_AND_HEAVY = (*_CLEAN, ("skewed", "heavy"))
-#: Which coefficients each shipped critic has: those of `constraint_statistics: value`, or of `level`.
+#: Shipped critic -> its coefficients: those of ``constraint_statistics: value`` (small) or ``level`` (levels).
 SHIPPED = {"dvpo": "small", "dvpo_calibrated": "levels"}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One question.
+    """One question, with the critics and conditions that answer it.
 
     Attributes:
-        title: of its section in the report.
+        title: title of its section in the report.
         critics: names in the registry, in the order of the table's rows.
         conditions: (process, noise) pairs.
-        baseline: whether errors of V are divided by that of the last `quantile ...` row above.
-        longer: how many times the usual number of updates.
-        seeds: at most so many of the run's seeds; 0 for all.
+        baseline: whether errors of V are divided by that of the last ``quantile ...`` row above.
+        longer: factor on the usual number of updates.
+        seeds: largest number of seeds; 0 for all.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Experiment:
     seeds: int = 0
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Each critic with the `quantile ...` row that it adds to, the last one above it (or itself)."""
+        """Yields each critic with its baseline: the last ``quantile ...`` row at or above it."""
         reference = ""
         for critic in self.critics:
             reference = critic if critic.startswith("quantile ") else reference
@@ -158,14 +158,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline=True,
     ),
 }
-#: What runs only with `--all`, or by its name.
+#: Experiments that run only with ``--all`` or by name.
 EXTRA = ("terms_paper", "long_forms", "long_runaway", "search")
 DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in EXTRA))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run of all seeds: the critic's name, its condition, and how it is trained."""
+    """One training run of all seeds: the name of the critic, its condition, and its training."""
 
     critic: str
     process: str
@@ -175,16 +175,17 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Where the run is in the JSON."""
+        """The run's key in the JSON."""
         return run_key(self.critic, self.process, self.noise, self.config.updates)
 
 
 def run_key(critic: str, process: str, noise: str, updates: int) -> str:
+    """Returns the key of a run in the JSON."""
     return f"{critic}|{process}|{noise}|{updates}"
 
 
 def jobs(names: Sequence[str], config: TrainConfig, seeds: Sequence[int]) -> Iterator[Job]:
-    """The training runs that the named experiments need, each once, the longest first."""
+    """Yields the training runs that the named experiments need, each once, the longest first."""
     found: dict[str, Job] = {}
     for experiment in sorted((EXPERIMENTS[name] for name in names), key=lambda e: -e.longer):
         chosen = tuple(seeds[: experiment.seeds or None])
@@ -199,7 +200,7 @@ def jobs(names: Sequence[str], config: TrainConfig, seeds: Sequence[int]) -> Ite
 
 
 def run_job(job: Job) -> dict:
-    """A run's part of the JSON: metrics name -> one number per seed, and the curve of the error of V."""
+    """Trains one critic; returns its metrics, one number per seed, and the curve of the error of V, for the JSON."""
     torch.set_num_threads(1)
     trained = train(
         setup(job.critic).build(), PROCESSES[job.process](), noise=job.noise, seeds=job.seeds, config=job.config
@@ -212,13 +213,13 @@ def run_job(job: Job) -> dict:
 
 
 def run_spread(seeds: Sequence[int]) -> list[dict]:
-    """Section 3's fixed points, on the label process."""
+    """Computes the fixed points of docs/method.md, section 3, on the label process."""
     torch.set_num_threads(1)
     return spreads(bernoulli_walk(), seeds)
 
 
 def truth_row(process: str) -> dict[str, float]:
-    """What the exact quantiles at M midpoints score: the best that M points can do."""
+    """Returns the metrics of the exact quantiles at M midpoints: the best that M points can do."""
     clean = PROCESSES[process]()
     return {name: float(v[0]) for name, v in evaluate(true_samples(clean, NUM_QUANTILES), clean).items()}
 
@@ -236,22 +237,18 @@ def run(
     """Runs the named experiments and returns what the report reads, ready for JSON.
 
     Args:
-        names: of `EXPERIMENTS`, and `spread`.
-        config: how each critic is trained.
-        seeds: one run of everything for each.
+        names: keys of ``EXPERIMENTS``, or ``spread``.
+        config: training of each critic.
+        seeds: seeds of each run.
         workers: processes of one thread each; None for one per CPU.
-        done: an earlier result with the same config and seeds, whose runs are taken over.
-        save: called with the result so far after each run, so that a run that is cut short can be taken up.
-        quiet: no progress bar.
+        done: an earlier result with the same config and seeds; its runs are kept.
+        save: called with the result so far after each run, so that an interrupted lab can resume.
+        quiet: shows no progress.
 
     Raises:
-        ValueError: an unknown experiment, fewer than 2 seeds (no interval), or `done` was trained otherwise.
+        ValueError: an experiment is unknown, there are fewer than 2 seeds, or ``done`` has other settings.
     """
-    unknown = sorted(set(names) - set(EXPERIMENTS) - {"spread"})
-    if unknown:
-        raise ValueError(f"unknown experiments {', '.join(unknown)}; allowed are spread, {', '.join(EXPERIMENTS)}")
-    if len(seeds) < 2:
-        raise ValueError(f"seeds are {list(seeds)}; an interval needs at least 2")
+    _check_names(names, seeds)
     result: dict = {
         "meta": {
             "experiments": list(names),
@@ -261,25 +258,38 @@ def run(
             "num_heads": NUM_HEADS,
         },
         "truth": {process: truth_row(process) for process in PROCESSES},
-        "runs": {},
+        "runs": {} if done is None else dict(done["runs"]),
         "spread": [],
     }
     if done is not None:
-        for name in ("seeds", "config", "num_quantiles", "num_heads"):
-            if done["meta"][name] != result["meta"][name]:
-                raise ValueError(f"{name} is {result['meta'][name]}, but the earlier runs had {done['meta'][name]}")
-        result["runs"] = dict(done["runs"])
+        _check_same(done["meta"], result["meta"])
     wanted = jobs([name for name in names if name != "spread"], config, seeds)
     todo = [job for job in wanted if job.key not in result["runs"]]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_job, job): job.key for job in todo}
         fixed = pool.submit(run_spread, tuple(seeds)) if "spread" in names else None
-        with tqdm(total=len(todo), desc="critic lab", unit="run", disable=quiet) as bar:
-            for future in as_completed(waiting):
+        with Progress(len(todo), unit="run", quiet=quiet) as progress:
+            for number, future in enumerate(as_completed(waiting), start=1):
                 result["runs"][waiting[future]] = future.result()
                 if save is not None:
                     save(result)
-                bar.update()
+                progress.update(number, waiting[future])
         if fixed is not None:
             result["spread"] = fixed.result()
     return result
+
+
+def _check_names(names: Sequence[str], seeds: Sequence[int]) -> None:
+    unknown = sorted(set(names) - set(EXPERIMENTS) - {"spread"})
+    if unknown:
+        raise ValueError(f"experiments is {unknown}; allowed are spread, {', '.join(EXPERIMENTS)}; choose some of them")
+    if len(seeds) < 2:
+        raise ValueError(f"seeds is {list(seeds)}; an interval needs at least 2; add some")
+
+
+def _check_same(before: dict, now: dict) -> None:
+    for name in ("seeds", "config", "num_quantiles", "num_heads"):
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{name} is {now[name]}; the runs to resume have {before[name]}; use theirs, or another folder"
+            )

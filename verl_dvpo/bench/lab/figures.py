@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's figures, from its JSON alone. Colours are Okabe and Ito's, told apart by the colour-blind."""
+"""Draws the lab's figures from its JSON."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from verl_dvpo.bench.common import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, RED
+from verl_dvpo.bench.statistics import Estimate, ratio_interval, t_interval
+
 from .experiments import CONDITIONS, EXPERIMENTS, run_key
 from .registry import KAPPAS
-from .statistics import Interval, ratio_interval, t_interval
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-MARKERS = ("o", "s", "^", "D")
+#: What the terms are added to, in words: ``registry.BASES``.
+BASE_LABELS = {
+    "eq2": "κ = 0, midpoints, Eq 2",
+    "sr": "κ = 0, midpoints, sample replacement",
+    "paper": "κ = 1, right levels, Eq 2",
+}
 
 
 def figures(result: dict, folder: Path) -> list[Path]:
-    """Draws what the run's experiments allow, as PNG files in `folder`; returns their paths."""
+    """Draws one PNG file for each experiment of the run into ``folder``; returns their paths."""
     drawn = {
         "spread": _spread,
         "kappa": _kappa,
@@ -45,9 +51,9 @@ def figures(result: dict, folder: Path) -> list[Path]:
     return paths
 
 
-def _errorbar(axis, x, intervals: Sequence[Interval], *, horizontal: bool = False, **style) -> None:
-    mean = np.array([i.mean for i in intervals])
-    spread = np.array([[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]])
+def _errorbar(axis, x, intervals: Sequence[Estimate], *, horizontal: bool = False, **style) -> None:
+    mean = np.array([i.value for i in intervals])
+    spread = np.array([[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]])
     if horizontal:
         axis.errorbar(mean, x, xerr=spread, capsize=2, **style)
     else:
@@ -68,7 +74,7 @@ def _spread(result: dict):
             marker=marker,
             label=label,
         )
-    axis.axhline(rows[0]["true_std"], color="black", linestyle="--", linewidth=1, label="truth")
+    axis.axhline(rows[0]["true_std"], color=BLACK, linestyle="--", linewidth=1, label="truth")
     axis.set(xlabel="trace λ", ylabel="standard deviation of the start state's value [reward]", ylim=(0, None))
     axis.set_title("Spread at the fixed point, label process")
     axis.legend()
@@ -98,15 +104,10 @@ def _kappa(result: dict):
 
 
 def _runaway(result: dict):
-    """Curves are means over seeds; bands run from the least to the greatest seed."""
+    """Draws the error of V along training: means over seeds, with bands from the least to the greatest seed."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
     condition = EXPERIMENTS["runaway"].conditions[0]
-    titles = {
-        "eq2": "κ = 0, midpoints, Eq 2",
-        "sr": "κ = 0, midpoints, sample replacement",
-        "paper": "κ = 1, right levels, Eq 2",
-    }
-    for axis, (base, title) in zip(axes, titles.items(), strict=True):
+    for axis, (base, title) in zip(axes, BASE_LABELS.items(), strict=True):
         for mode, colour in (("token", RED), ("batch", BLUE)):
             for label, dash in (("all", "-"), ("shift", "--")):
                 critic = f"{base} {mode}, {label} 0.1"
@@ -137,17 +138,12 @@ def _ratios(result: dict, name: str):
             interval = ratio_interval(_metric(result, critic, condition, "v_error"), base)
             colour = colours[reference.split(" ")[1]]
             _errorbar(axis, [y], [interval], horizontal=True, color=colour, marker="o", markersize=4)
-        axis.axvline(1.0, color="black", linewidth=1)
+        axis.axvline(1.0, color=BLACK, linewidth=1)
         axis.axvline(1.1, color=GREY, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [""] * len(rows))
         axis.set(title=CONDITIONS[condition], xlabel="error of V / quantile alone", ylim=(len(rows) - 0.5, -0.5))
-    labels = {
-        "eq2": "κ = 0, midpoints, Eq 2",
-        "sr": "κ = 0, midpoints, sample replacement",
-        "paper": "κ = 1, right levels, Eq 2",
-    }
     drawn = dict.fromkeys(reference.split(" ")[1] for _, reference in pairs)
-    handles = [plt.Line2D([], [], color=colours[base], marker="o", label=labels[base]) for base in drawn]
+    handles = [plt.Line2D([], [], color=colours[base], marker="o", label=BASE_LABELS[base]) for base in drawn]
     handles.append(plt.Line2D([], [], color=GREY, linestyle="--", label="10 % more"))
     figure.legend(handles=handles, loc="lower center", ncol=4, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
@@ -181,10 +177,10 @@ def _families(result: dict):
 
 
 def _long(result: dict, name: str):
-    """Curves are means over seeds; bands run from the least to the greatest seed."""
+    """Draws the error of V along training: means over seeds, with bands from the least to the greatest seed."""
     experiment = EXPERIMENTS[name]
     figure, axes = plt.subplots(1, len(experiment.conditions), figsize=(5 * len(experiment.conditions), 3.8))
-    colours = ("black", RED, ORANGE, GREY, GREEN, BLUE)
+    colours = (BLACK, RED, ORANGE, GREY, GREEN, BLUE)
     for axis, condition in zip(axes, experiment.conditions, strict=True):
         for i, critic in enumerate(experiment.critics):
             style = {"color": colours[i], "linestyle": ("-", "--")[i % 2], "label": critic}

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other forms of the tail constraints, tried in the lab; one became the core's `constraint_statistics: level`. (ours)
+"""Defines other forms of the tail constraints; one became the core's ``constraint_statistics: level``. (ours)
 
-In `constraint: batch` the targets z enter a constraint only through its multiplier μ: the term 2·μ·d(q) has a gradient
-in q alone. So a form is a *statistic*, seven differences per token, and an *average* of it over the update.
+With ``constraint: batch`` the targets z enter a constraint only through its multiplier μ: the term 2·μ·d(q) has a
+gradient in q alone. So a form is a *statistic*, seven differences per token, and an *average* of it over the update.
 
 Statistics:
 
-- ``tail``: the rebuilt one, tails of q against tails of the same token's z (spec section 4).
+- ``tail``: the rebuilt one, tails of q against tails of the same token's z (docs/method.md, section 4).
 - ``clipped``: as ``tail``, z first clipped to the kept distribution's range, one spread of it wider on both sides.
 - ``capped``: as ``tail``, each token's difference limited to a tenth of its kept spread.
-- ``median``: as ``tail``, with medians of tails for their means and, for `shift`, medians for means.
+- ``median``: as ``tail``, with medians of tails for their means and, for ``shift``, medians for means.
 - ``unbiased``: z's tail is what lies beyond q's own tail edge, e.g. v − mean (v − z)₊/α for the lower one (Rockafellar
   and Uryasev). Its mean over tokens is the tail mean of the *mixture* of targets; the mean of ``tail``'s is not,
   because each token's z is one trajectory's and narrower.
-- ``level``: in units of probability: the share of z below q_j against τ_j. The core's `level_differences`, and beside
-  them a form of `shape` that did not earn its place, `level_shape_differences`.
+- ``level``: in units of probability: the share of z below q_j against τ_j. The core's
+  ``level_differences``, and a form of ``shape`` that the core does not have, ``level_shape_differences``.
 
 Averages over the update's L tokens, in the order of its sequences:
 
@@ -22,8 +22,8 @@ Averages over the update's L tokens, in the order of its sequences:
 - ``blocks``: median of the means of 16 blocks of tokens.
 - ``gated``: the mean moved towards 0 by 2 standard errors, which come from the same 16 blocks.
 - ``signed``: the mean, and every constraint two-sided: μ = b. A one-sided multiplier relu(b) is positive on average
-  when b is noise around 0, and pushes for ever; a signed one averages out. With ``level`` it is what the core does, but
-  for `shape` and for `right` levels, which the core refuses.
+  when b is noise around 0, and pushes for ever; a signed one averages out. With
+  ``level`` it is the core's form, except for ``shape`` and for ``right`` levels, which the core refuses.
 
 Shapes: L tokens, M quantiles, K target samples.
 """
@@ -52,26 +52,26 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
     """A quantile ensemble whose constraints use another statistic or average.
 
     Args:
-        config: of the quantile ensemble, with `constraint: batch`.
-        statistic: one of `STATISTICS`.
-        average: one of `AVERAGES`.
+        config: of the quantile ensemble, with ``constraint: batch``.
+        statistic: one of ``STATISTICS``.
+        average: one of ``AVERAGES``.
     """
 
     def __init__(self, config: QuantileEnsembleConfig, *, statistic: str = "tail", average: str = "mean") -> None:
         super().__init__(config)
         if statistic not in STATISTICS:
-            raise ValueError(f"statistic is {statistic!r}; it must be one of {', '.join(STATISTICS)}")
+            raise ValueError(f"statistic is {statistic!r}; allowed are {', '.join(STATISTICS)}; choose one of them")
         if average not in AVERAGES:
-            raise ValueError(f"average is {average!r}; it must be one of {', '.join(AVERAGES)}")
+            raise ValueError(f"average is {average!r}; allowed are {', '.join(AVERAGES)}; choose one of them")
         if self.loss_config.constraint != "batch":
-            raise ValueError(f"constraint is {self.loss_config.constraint!r}; forms need 'batch'")
+            raise ValueError(f"constraint is {self.loss_config.constraint!r}; allowed is 'batch'; change it")
         self.statistic, self.average = statistic, average
 
     @torch.no_grad()
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
     ) -> dict[str, Tensor]:
-        """As `constraint_multipliers`, on one rank and with every token valid."""
+        """Returns multipliers as ``constraint_multipliers`` does, on one rank and with every token valid."""
         assert reduce is None
         assert bool(mask.all())
         if (self.statistic, self.average) == ("tail", "mean"):
@@ -90,7 +90,7 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
         return mu
 
     def differences(self, q: Tensor, z: Tensor) -> dict[str, Tensor]:
-        """(L, M) and (L, K), ascending -> part -> (L,)."""
+        """Returns the differences of the statistic: q (L, M) and z (L, K), ascending -> part -> (L,)."""
         width = q.std(-1, correction=0, keepdim=True)
         if self.statistic == "clipped":
             z = z.clamp(q[:, :1] - width, q[:, -1:] + width)
@@ -109,7 +109,7 @@ class ConstraintFormFamily(QuantileEnsembleFamily):
 
 
 def median_differences(q: Tensor, z: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
-    """`cvar`, `gain` and `shift` with medians for means: the value at half of each tail, and at one half."""
+    """Returns ``cvar``, ``gain`` and ``shift`` with medians in place of means: (L, M), (L, K) -> part -> (L,)."""
 
     def at(v: Tensor, level: float) -> Tensor:
         return v[:, min(int(level * v.shape[-1]), v.shape[-1] - 1)]
@@ -122,7 +122,7 @@ def median_differences(q: Tensor, z: Tensor, alpha: float, beta: float) -> dict[
 
 
 def unbiased_differences(q: Tensor, z: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
-    """`cvar`, `gain` and `shape` against what of z lies beyond q's own tail edges."""
+    """Returns ``cvar``, ``gain`` and ``shape`` against the part of z beyond q's own tail edges."""
     low_mean, low_second, low_z, low_z2 = _beyond(q, z, alpha)
     # The upper tail is the lower tail of the negated values.
     up_mean, up_second, up_z, up_z2 = _beyond(-q.flip(-1), -z.flip(-1), beta)
@@ -135,9 +135,9 @@ def unbiased_differences(q: Tensor, z: Tensor, alpha: float, beta: float) -> dic
 
 
 def _beyond(q: Tensor, z: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lower tail of q: mean and variance; of z beyond its edge v: mean, and second moment about q's tail mean.
+    """Returns mean and variance of q's lower tail; then of z beyond its edge v mean and second moment about q's mean.
 
-    Exactly the share k/M of the probability counts: where less of z is below v the rest counts as lying at v.
+    Exactly the share k/M of the probability counts: if less of z is below v, the rest counts as lying at v.
     """
     size = q.shape[-1]
     k = max(1, int(alpha * size + 0.5))
@@ -153,7 +153,7 @@ def _beyond(q: Tensor, z: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor,
 
 
 def level_shape_differences(q: Tensor, z: Tensor, levels: Tensor, alpha: float, beta: float) -> dict[str, Tensor]:
-    """`shape` in probability: half of what is beyond a tail's edge should be beyond its middle.
+    """Returns ``shape`` in probability: half of the mass beyond a tail's edge should be beyond its middle.
 
     ½F_z(edge) − F_z(middle) > 0 says that the lower tail is too wide, and likewise above that the upper is too narrow;
     F_z(q_j) is the share of z below q_j, ties half.
@@ -174,12 +174,12 @@ def level_shape_differences(q: Tensor, z: Tensor, levels: Tensor, alpha: float, 
 
 
 def tail_sizes(size: int, alpha: float, beta: float) -> tuple[int, int]:
-    """Points of the lower and upper tail of `size` points."""
+    """Returns how many of ``size`` points belong to the lower and to the upper tail."""
     return max(1, int(alpha * size + 0.5)), max(1, int(beta * size + 0.5))
 
 
 def _block_means(values: Tensor) -> Tensor:
-    """(..., L) -> (..., G): means of G blocks of neighbouring tokens, as nearly equal as L allows."""
+    """Returns means of G blocks of neighbouring tokens, as nearly equal as L allows: (..., L) -> (..., G)."""
     return torch.stack([block.mean(-1) for block in values.tensor_split(BLOCKS, dim=-1)], -1)
 
 

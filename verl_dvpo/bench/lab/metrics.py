@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained critic against the exact truth: nothing here is sampled.
+"""Measures a trained critic against the exact truth, without sampling.
 
 Every number is an average over states, weighted by how often a token is predicted from them.
 
@@ -13,11 +13,11 @@ from scipy import stats
 
 from .process import HEAVY_DF, HEAVY_SCALE, Array, TokenProcess
 
-#: Share of the tails that are measured, the α and β of the shipped losses.
+#: Share of each tail that is measured: α and β of the shipped losses.
 TAIL = 0.1
 COVERAGE = 0.8
 
-#: name -> what it is, with its unit; the order of the report's columns.
+#: Name -> meaning with its unit, in the order of the report's columns.
 METRICS = {
     "v_error": "RMS difference of the mean to the clean truth [reward]",
     "v_bias": "mean signed difference to the clean truth [reward]",
@@ -35,12 +35,12 @@ METRICS = {
 
 
 def evaluate(samples: Array, process: TokenProcess, noise: str = "clean") -> dict[str, Array]:
-    """The metrics of `METRICS`.
+    """Returns all metrics of ``METRICS``.
 
     Args:
         samples: (R, S, K) equally weighted points of each state's value, ascending.
         process: the clean process.
-        noise: what the rewards were corrupted with.
+        noise: corruption of the rewards, one of ``process.NOISES``.
 
     Returns:
         name -> (R,).
@@ -72,7 +72,7 @@ def evaluate(samples: Array, process: TokenProcess, noise: str = "clean") -> dic
 
 
 def true_tail_means(truth: Array, atoms: Array) -> tuple[Array, Array]:
-    """(S, A) probabilities -> (S,), (S,): means of exactly the lowest and highest `TAIL` of the probability."""
+    """Returns the means of exactly the lowest and the highest ``TAIL`` of the probability: (S, A) -> (S,), (S,)."""
 
     def lowest(probs: Array, values: Array) -> Array:
         before = probs.cumsum(-1) - probs
@@ -82,9 +82,9 @@ def true_tail_means(truth: Array, atoms: Array) -> tuple[Array, Array]:
 
 
 def cdf_distance(samples: Array, truth: Array, atoms: Array) -> Array:
-    """∫ (F_samples − F_truth)² dy: (R, S, K), (S, A), (A,) -> (R, S).
+    """Returns ∫ (F_samples − F_truth)² dy: (R, S, K), (S, A), (A,) -> (R, S).
 
-    It is the expected CRPS of the samples minus that of the truth itself. By its energy form
+    It is the expected CRPS of the samples minus that of the truth itself, computed in its energy form
     E|X − Y| − ½E|X − X'| − ½E|Y − Y'| with X a sample and Y a return.
     """
     states, size = samples.shape[1:]
@@ -104,9 +104,9 @@ def cdf_distance(samples: Array, truth: Array, atoms: Array) -> Array:
 
 
 def coverage_probability(samples: Array, truth: Array, atoms: Array) -> Array:
-    """Probability that the return lies in the samples' central 80 % interval, ends included: -> (R, S)."""
+    """Returns the probability of the return inside the samples' central 80 % interval, ends included: (R, S)."""
     size = samples.shape[-1]
-    # As `distributional.coverage`: sample k stands at the midpoint (2k−1)/(2K), linear in between.
+    # as in `distributional.coverage`: sample k stands at the midpoint (2k−1)/(2K), linear in between.
     ends = np.clip(np.array([0.5 - COVERAGE / 2, 0.5 + COVERAGE / 2]) * size - 0.5, 0, size - 1)
     below = np.floor(ends).astype(int)
     above = np.minimum(below + 1, size - 1)
@@ -119,7 +119,7 @@ def coverage_probability(samples: Array, truth: Array, atoms: Array) -> Array:
 
 
 def true_samples(process: TokenProcess, size: int) -> Array:
-    """(1, S, K) the exact quantiles at K midpoint levels: the best that K points can do."""
+    """Returns the exact quantiles at K midpoint levels, the best that K points can do: (1, S, K)."""
     levels = (np.arange(size) + 0.5) / size
     cdf = process.truth().cumsum(-1)
     place = (cdf[:, None, :] < levels[None, :, None] - 1e-12).sum(-1).clip(max=process.atoms.shape[0] - 1)
@@ -127,9 +127,10 @@ def true_samples(process: TokenProcess, size: int) -> Array:
 
 
 def seen_quantiles(process: TokenProcess, noise: str, size: int) -> Array:
-    """(S, K) quantiles at K midpoint levels of the return that a critic saw under `noise`.
+    """Returns quantiles (S, K) at K midpoint levels of the corrupted return under ``noise``.
 
-    Quantiles and not the exact tail means: those of `heavy` are mostly made of what lies beyond the last quantile.
+    Tails are measured on these and not on the exact tail means, which under ``heavy`` depend mostly on values beyond
+    the last quantile.
     """
     if noise != "heavy":
         return true_samples(process.corrupted(noise), size)[0]

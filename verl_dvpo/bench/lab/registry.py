@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The critics that the lab trains, each by a name: family, target kind, levels, κ, terms, form of the constraints.
+"""Names the critics that the lab trains: family, target kind, levels, κ, terms, form of the constraints.
 
-A new family of the package is among `FAMILIES` by itself.
+A new family of the package appears in ``FAMILIES`` without an edit here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from verl_dvpo.families.registry import build_family, family_names, family_setti
 
 from .forms import STATISTICS, ConstraintFormFamily
 
-#: Quantiles M and heads N in the lab: spec section 4's M, the paper's N.
+#: Quantiles M and heads N in the lab: M of docs/method.md, section 4, N of the paper.
 NUM_QUANTILES = 50
 NUM_HEADS = 3
 
@@ -33,7 +33,7 @@ class Setup:
 
     Attributes:
         build: makes the family.
-        lam: trace λ of its targets; None takes the run's.
+        lam: trace λ of its targets; None for the run's.
     """
 
     build: Callable[[], ValueFamily]
@@ -49,7 +49,7 @@ def quantiles(
     constraint: str = "batch",
     statistics: str = "value",
 ) -> QuantileEnsembleFamily:
-    """A quantile ensemble; the terms that `coef` leaves out are off."""
+    """Returns a quantile ensemble; terms that ``coef`` does not name are off."""
     return QuantileEnsembleFamily(
         QuantileEnsembleConfig(
             num_heads=NUM_HEADS,
@@ -73,7 +73,7 @@ def form(
     levels: str = "midpoint",
     kappa: float = 0.0,
 ) -> ConstraintFormFamily:
-    """A quantile ensemble whose constraints take another form; the terms that `coef` leaves out are off."""
+    """Returns a quantile ensemble whose constraints take another form; terms that ``coef`` does not name are off."""
     settings = QuantileEnsembleConfig(
         num_heads=NUM_HEADS,
         num_quantiles=NUM_QUANTILES,
@@ -90,7 +90,7 @@ def shipped(family: str, **settings: Any) -> Setup:
     return Setup(lambda: build_family(family_settings(family, **settings)))
 
 
-# What `algorithm=NAME` trains, and the quantile ensemble with its choices taken one at a time.
+#: The critics of ``algorithm=NAME``, and the quantile ensemble with its choices one at a time.
 FAMILIES: dict[str, Setup] = {
     "ppo": shipped("scalar"),
     "ppo_ensemble": shipped("scalar_ensemble", num_heads=NUM_HEADS),
@@ -108,11 +108,11 @@ LISTED = ("scalar", "scalar_ensemble", "robust_bellman", "quantile_ensemble", "v
 FAMILIES |= {name: shipped(name) for name in family_names() if name not in LISTED}
 
 KAPPAS = (0.0, 0.1, 1.0)
-#: Where spec section 4 starts from, and what every term and form is tried with.
+#: The starting coefficients of docs/method.md, section 4, with which every term and form is tried.
 START_COEF = {**dict.fromkeys(TERMS, 0.1), **dict.fromkeys(CONSTRAINT_TERMS, 0.02)}
 CONSTRAINT_COEF = {name: START_COEF[name] for name in CONSTRAINT_TERMS}
 LEVEL_COEF = {name: START_COEF[name] for name in LEVEL_TERMS}
-#: Constraints whose shipped coefficient with `constraint_statistics: value` is neither that of the start nor 0.
+#: Constraints whose shipped coefficient with ``constraint_statistics: value`` is neither the starting one nor 0.
 LOWERED = tuple(name for name in CONSTRAINT_TERMS if DEFAULT_COEF[name] not in (0.0, START_COEF[name]))
 FORMS = (
     *((statistic, "mean") for statistic in STATISTICS),
@@ -125,7 +125,7 @@ FORMS = (
     ("unbiased", "signed"),
     ("level", "signed"),
 )
-#: What the terms are added to. `paper` is what `dvpo` ships, `sr` what `dvpo_calibrated` does.
+#: Settings that the terms are added to: ``paper`` are those of ``dvpo``, ``sr`` those of ``dvpo_calibrated``.
 BASES: dict[str, dict[str, Any]] = {
     "eq2": {"target": "eq2"},
     "sr": {"target": "sr"},
@@ -134,8 +134,8 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 def _ablations() -> dict[str, Setup]:
-    """κ and levels; each term alone; forms of the constraints; constraints per token and per batch."""
-    # functools.partial binds what a lambda in a loop would share.
+    """Returns the ablations: κ and levels, each term alone, forms and modes of the constraints."""
+    # partial: a lambda in a loop would see the last value of the loop's variable
     made: dict[str, Callable[[], ValueFamily]] = {}
     for levels in ("right", "midpoint"):
         for kappa in KAPPAS:
@@ -172,11 +172,11 @@ SETUPS: dict[str, Setup] = FAMILIES | _ablations()
 
 
 def setup(name: str) -> Setup:
-    """The critic called `name`.
+    """Returns the critic called ``name``.
 
     Raises:
         ValueError: no critic has that name.
     """
     if name not in SETUPS:
-        raise ValueError(f"{name!r} is no critic of the lab; there are {', '.join(SETUPS)}")
+        raise ValueError(f"critic is {name!r}; allowed are {', '.join(SETUPS)}; choose one of them")
     return SETUPS[name]

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's Markdown report, from its JSON alone."""
+"""Writes the lab's Markdown report from its JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from verl_dvpo.bench.common import markdown_table
+from verl_dvpo.bench.statistics import Estimate, ratio_interval, t_interval
+
 from .experiments import CONDITIONS, EXPERIMENTS, Experiment, run_key
 from .metrics import METRICS
-from .statistics import Interval, ratio_interval, t_interval
 
-#: Columns, as in `metrics.METRICS`; those of what was seen are only for corrupted rewards.
+#: Metric -> heading of its column. Columns that end in ``_seen`` appear for corrupted rewards only.
 HEADINGS = {
     "v_error": "error of V",
     "v_bias": "bias of V",
@@ -22,15 +24,15 @@ HEADINGS = {
     "upper_tail_seen": "upper tail, seen",
     "spread_ratio": "spread / true",
 }
-#: Of a critic that is a point: it has no interval and no spread.
+#: Metrics that a critic without a distribution does not have.
 NO_DISTRIBUTION = ("coverage_80", "spread_ratio")
 
 
 def markdown(result: dict) -> str:
-    """The whole report.
+    """Returns the whole report.
 
     Args:
-        result: what `experiments.run` returned, or its JSON read back.
+        result: what ``experiments.run`` returned, or its JSON read back.
     """
     meta = result["meta"]
     config = meta["config"]
@@ -56,20 +58,25 @@ def markdown(result: dict) -> str:
 
 
 def _spread_section(rows: Sequence[dict]) -> list[str]:
-    lines = [
+    headings = ["target kind", "lambda", "mean", "true mean", "standard deviation", "true"]
+    cells = [
+        [
+            row["kind"],
+            f"{row['lam']:g}",
+            show(t_interval(row["mean"])),
+            f"{row['true_mean']:.3f}",
+            show(t_interval(row["std"])),
+            f"{row['true_std']:.3f}",
+        ]
+        for row in rows
+    ]
+    return [
         "## The spread of each target kind at its fixed point",
         "",
-        "Start state of the label process, pooled targets, no fitting error (spec section 3).",
+        "Start state of the label process, pooled targets, no fitting error (docs/method.md, section 3).",
         "",
-        "| target kind | lambda | mean | true mean | standard deviation | true |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *markdown_table(headings, cells),
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['kind']} | {row['lam']:g} | {show(t_interval(row['mean']))} | {row['true_mean']:.3f} | "
-            f"{show(t_interval(row['std']))} | {row['true_std']:.3f} |"
-        )
-    return [*lines, ""]
 
 
 def _experiment_section(experiment: Experiment, result: dict) -> list[str]:
@@ -78,25 +85,26 @@ def _experiment_section(experiment: Experiment, result: dict) -> list[str]:
     for process, noise in experiment.conditions:
         columns = [name for name in HEADINGS if noise != "clean" or not name.endswith("_seen")]
         ratio = ["error / quantile alone"] if experiment.baseline else []
-        headings = ["critic", *ratio, *(HEADINGS[name] for name in columns)]
-        lines += [f"### {CONDITIONS[process, noise]}, {updates} updates", ""]
-        lines += ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
+        rows = []
         for critic, reference in experiment.pairs():
             metrics = result["runs"][run_key(critic, process, noise, updates)]["metrics"]
-            cells = [critic]
-            if experiment.baseline:
-                alone = result["runs"][run_key(reference, process, noise, updates)]["metrics"]
-                cells.append(show(ratio_interval(metrics["v_error"], alone["v_error"]), ratio=True))
-            point = metrics["spread_ratio"][0] == 0.0
-            cells += ["–" if point and name in NO_DISTRIBUTION else show(t_interval(metrics[name])) for name in columns]
-            lines.append("| " + " | ".join(cells) + " |")
+            alone = result["runs"][run_key(reference, process, noise, updates)]["metrics"] if ratio else {}
+            against = [show(ratio_interval(metrics["v_error"], alone["v_error"]), ratio=True)] if ratio else []
+            rows.append([critic, *against, *_cells(metrics, columns)])
         truth = ["" if name.endswith("_seen") else f"{result['truth'][process][name]:.3f}" for name in columns]
-        lines += ["| " + " | ".join(["*exact quantiles*", *("" for _ in ratio), *truth]) + " |", ""]
+        rows.append(["*exact quantiles*", *("" for _ in ratio), *truth])
+        lines += [f"### {CONDITIONS[process, noise]}, {updates} updates", ""]
+        lines += markdown_table(["critic", *ratio, *(HEADINGS[name] for name in columns)], rows)
     return lines
 
 
-def show(interval: Interval, *, ratio: bool = False) -> str:
-    """`mean ± half width`, or `mean (low to high)` for a ratio; `diverged` where a seed is not finite."""
+def _cells(metrics: dict, columns: Sequence[str]) -> list[str]:
+    point = metrics["spread_ratio"][0] == 0.0
+    return ["–" if point and name in NO_DISTRIBUTION else show(t_interval(metrics[name])) for name in columns]
+
+
+def show(interval: Estimate, *, ratio: bool = False) -> str:
+    """Returns ``mean ± half width``, or ``mean (low to high)`` for a ratio; ``diverged`` if a seed is not finite."""
     mean, low, high = interval
     if mean == float("inf"):
         return "diverged"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spread that each target kind has at its fixed point, without any fitting error (spec section 3).
+"""Computes the spread of each target kind at its fixed point, without fitting error (docs/method.md, section 3).
 
 One table entry of M quantiles per state; the targets of many sequences are pooled per state, their empirical quantiles
 at the midpoints become the new entries, and so on. A state's targets depend on later states only, so T rounds reach
@@ -24,7 +24,7 @@ KINDS = ("quantile_gae", "sample_replacement")
 def fixed_point(
     process: TokenProcess, kind: str, lam: float, *, seed: int, batch: int = 2000, num_quantiles: int = 50
 ) -> Array:
-    """(S, M) quantiles at the fixed point of `kind`, undiscounted, from `batch` fresh sequences a round."""
+    """Returns the quantiles (S, M) at the fixed point of ``kind``, undiscounted, ``batch`` sequences a round."""
     rng = np.random.default_rng([seed, 2])
     generator = torch.Generator().manual_seed(seed)
     levels = (np.arange(num_quantiles) + 0.5) / num_quantiles
@@ -48,7 +48,7 @@ def fixed_point(
 
 
 def spreads(process: TokenProcess, seeds: Sequence[int], *, batch: int = 2000) -> list[dict]:
-    """Start state's mean and standard deviation for each kind and λ, one number per seed, and the truth's."""
+    """Returns the start state's mean and standard deviation for each kind and λ, one number per seed, and the truth."""
     truth = process.truth()[0]
     mean = float(truth @ process.atoms)
     rows = []

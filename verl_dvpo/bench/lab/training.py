@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a value family on the token process the way the critic worker does, several seeds side by side.
+"""Trains a value family on the token process as the critic worker does, several seeds at once.
 
 One update: sample B sequences, keep the old critic's distribution of each token, build targets and multipliers once,
 then one optimiser step on each of a few mini-batches. The seeds share nothing but the kernels: each has its own
@@ -26,18 +26,18 @@ from .process import Array, TokenProcess, corrupt
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a critic is trained.
+    """Settings of a critic's training.
 
     Attributes:
         updates: critic updates, each on fresh sequences.
         batch: B sequences of an update.
-        mini_batches: optimiser steps of an update; divides `batch`.
+        mini_batches: optimiser steps of an update; divides ``batch``.
         learning_rate: Adam's, constant.
         gamma: discount in [0, 1].
         lam: trace λ in [0, 1] of the critic's targets.
-        model: `table`, the head on one-hot states, so every state's outputs are free; or `mlp`, a shared tanh network
-            of two layers under the same head.
-        points: how many times the error is recorded along the way.
+        model: ``table``, the head on one-hot states, so that every state's outputs are free; or ``mlp``, a shared tanh
+            network of two layers under the same head.
+        points: number of times that the error is recorded.
     """
 
     updates: int = 200
@@ -51,7 +51,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
-            raise ValueError(f"model is {self.model!r}; it must be one of {', '.join(MODELS)}")
+            raise ValueError(f"model is {self.model!r}; allowed are {', '.join(MODELS)}; choose one of them")
         if self.updates < 1 or self.batch < 1 or self.batch % max(self.mini_batches, 1) or self.mini_batches < 1:
             raise ValueError(
                 f"updates {self.updates}, batch {self.batch}, mini_batches {self.mini_batches}: all must be at least 1 "
@@ -61,7 +61,7 @@ class TrainConfig:
 
 @dataclass
 class Trained:
-    """What training leaves: `metrics` name -> (R,), and `curve` (P, R), the error of V after `at` (P,) updates."""
+    """Result of training: metric name -> (R,), and ``curve`` (P, R), the error of V after ``at`` (P,) updates."""
 
     metrics: dict[str, Array]
     at: list[int]
@@ -70,7 +70,7 @@ class Trained:
 
 
 class _Table(torch.nn.Module):
-    """Outputs (R, S, D): the head of each run on one-hot states of root mean square 1, its bias folded in."""
+    """Outputs (R, S, D) of each run's head on one-hot states of root mean square 1, with the bias folded in."""
 
     def __init__(self, family: ValueFamily, process: TokenProcess, seeds: Sequence[int]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Table(torch.nn.Module):
 
 
 class _Mlp(torch.nn.Module):
-    """Outputs (R, S, D): the head of each run on a network of width H that all states share."""
+    """Outputs (R, S, D) of each run's head on a network of width H that all states share."""
 
     HIDDEN = 64
 
@@ -113,7 +113,7 @@ MODELS: dict[str, type[_Table] | type[_Mlp]] = {"table": _Table, "mlp": _Mlp}
 
 @torch.no_grad()
 def _heads(family: ValueFamily, width: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """First weights (R, D, width) and biases (R, D), as the critic's head draws them."""
+    """Draws initial weights (R, D, width) and biases (R, D) as the critic's head does."""
     weights = torch.empty(len(seeds), family.num_outputs, width)
     biases = torch.zeros(len(seeds), family.num_outputs)
     for weight, bias, seed in zip(weights, biases, seeds, strict=True):
@@ -133,11 +133,11 @@ def train(
     """Trains one family, R = len(seeds) runs at once.
 
     Args:
-        family: what is trained.
-        process: where its sequences come from.
-        noise: one of `process.NOISES`, what is done to the rewards it sees.
+        family: the critic.
+        process: source of the sequences.
+        noise: corruption of the rewards, one of ``process.NOISES``.
         seeds: one run each. The sequences of a seed are the same for every family.
-        config: how.
+        config: settings of the training.
         progress: called after each recorded point.
     """
     torch.manual_seed(seeds[0])  # for families whose loss draws
@@ -172,7 +172,7 @@ def points(family: ValueFamily, outputs: Tensor) -> Tensor:
 def _rollout(
     process: TokenProcess, noise: str, streams: Sequence[np.random.Generator], batch: int
 ) -> tuple[Tensor, Tensor]:
-    """States (R, B, T) and per-token rewards (R, B, T), all of it at the last token."""
+    """Draws states (R, B, T) and rewards per token (R, B, T), which are 0 but at the last token."""
     all_states, all_rewards = [], []
     for stream in streams:
         visited, clean = process.sample(batch, stream)
@@ -221,7 +221,7 @@ def _update(
 
 
 def _multipliers(family: ValueFamily, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """name -> (R,): each run's own."""
+    """Returns the multipliers of each run: name -> (R,)."""
     per_run = []
     for run in range(next(iter(targets.values())).shape[0]):
         mine = {name: value[run].flatten(0, 1) for name, value in targets.items()}

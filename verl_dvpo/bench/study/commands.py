@@ -1,50 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``verl-dvpo study run STUDY.yaml`` and ``verl-dvpo study report DIR``."""
+"""Defines the commands ``study run`` and ``study report``. Imports of weight are inside the functions."""
 
-import argparse
 import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Run a matrix of algorithms, noises, tasks and seeds, and report on it.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    epilog="Example: `verl-dvpo study run examples/studies/smoke.yaml`",
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the two commands on `parser`."""
-    commands = parser.add_subparsers(required=True, metavar="run|report")
-    run = commands.add_parser("run", help="run what the study still lacks; may run several times at once")
-    run.add_argument("study", help="YAML file; its fields: verl_dvpo/bench/study/config.py")
-    run.add_argument("--out", help="folder, in place of the study's own")
-    run.set_defaults(run=_run)
-    report = commands.add_parser("report", help="tables, CSV and figures of what is finished")
-    report.add_argument("folder", help="folder of the study")
-    report.add_argument("--out", help="folder of the report (default: FOLDER/report)")
-    report.add_argument("--reference", help="algorithm to compare the others with, in place of the study's own")
-    report.set_defaults(run=_report)
+@app.command("run")
+def run(
+    study: Annotated[Path, typer.Argument(help="YAML file of the study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder, in place of the study's own.")] = None,
+) -> None:
+    """Execute the runs of a study that are not finished.
 
+    The same command resumes an interrupted study and repeats failed runs. Start it several times to execute several
+    runs at once: each process claims the next free run.
 
-def _run(arguments: argparse.Namespace) -> int:
-    import dataclasses
-    from pathlib import Path
-
+    Example: `verl-dvpo study run examples/studies/smoke.yaml`
+    """
     from verl_dvpo.bench.study.config import load_study
     from verl_dvpo.bench.study.runner import run_study, unfinished
 
-    study = load_study(arguments.study)
-    if arguments.out is not None:
-        study = dataclasses.replace(study, out=Path(arguments.out))
-    failed = run_study(study)
-    for run in failed:
-        print(f"failed: {run.name}; see {run.record} and {run.log}", file=sys.stderr)
+    chosen = load_study(study)
+    if out is not None:
+        chosen = chosen.changed(out=str(out))
+    failed = run_study(chosen)
+    for each in failed:
+        print(f"failed: {each.name}; see {each.record} and {each.log}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} runs failed; the same command tries them again", file=sys.stderr)
-        return 1
-    left = unfinished(study)
+        print(f"{len(failed)} runs failed; the same command repeats them", file=sys.stderr)
+        raise typer.Exit(1)
+    left = unfinished(chosen)
     if left:
-        print(f"nothing is left to take; other processes are at {', '.join(run.name for run in left)}")
-        return 0
-    print(f"all runs are finished; verl-dvpo study report {study.out}")
-    return 0
+        print(f"no run is free; other processes execute {', '.join(each.name for each in left)}")
+    else:
+        print(f"all runs are finished; next: verl-dvpo study report {chosen.out}")
 
 
-def _report(arguments: argparse.Namespace) -> int:
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of the study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default: FOLDER/report.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Algorithm to compare the others with, in place of the study's own.")
+    ] = None,
+) -> None:
+    """Write tables, CSV files and figures of the finished runs.
+
+    Example: `verl-dvpo study report runs/studies/smoke --reference ppo`
+    """
     from verl_dvpo.bench.study.report import write_report
 
-    print(write_report(arguments.folder, arguments.out, reference=arguments.reference) / "report.md")
-    return 0
+    print(write_report(folder, out, reference=reference) / "report.md")

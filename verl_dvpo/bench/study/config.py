@@ -1,138 +1,213 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The typed side of a study's YAML; an impossible value is a ValueError that names the field, before anything starts.
+"""Defines the fields of a study's YAML; an impossible value is a ValueError that names the field.
 
     name: smoke
     out: runs/studies/smoke                 # folder of the study; relative to where the command runs
     base: [platform=cpu]                    # Hydra overrides of every run
-    algorithms:                             # names of config/algorithm, or a variant of one
+    algorithms:                             # names from config/algorithm, or variants with a name of their own
       - ppo
       - {name: dvpo_no_risk, algorithm: dvpo, overrides: [critic.value.coef.risk=0]}
-    noises:                                 # names of config/noise, or one with its fields
+    noises:                                 # names from config/noise, or a kind with its fields
       - none
       - {kind: flip, rate: 0.3}
-    tasks:                                  # names of config/task, or one with overrides and its own data sources
+    tasks:                                  # names from config/task, or one with overrides and its own data sources
       - {name: demo, in_domain: [demo_addition]}
     seeds: [0, 1, 2]
     steps: 60                               # of training, in every run
     test_freq: 20                           # steps between validations; the last step is always validated
-    reference: ppo                          # what the others are compared with; the first algorithm by default
-    minutes_per_run: null                   # a run that takes longer fails; null for no limit
+    reference: ppo                          # the algorithm that the report compares with; default: the first
+    minutes_per_run: null                   # a run that takes longer fails; null: no limit
 
 Every run is one element of algorithms x noises x tasks x seeds.
 """
 
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+from verl_dvpo.bench.settings import explain
+
 CLEAN = "none"
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Algorithm:
+def _is_label(value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        raise ValueError("letters, digits and _ . + - are allowed, a letter or digit first; rename it")
+    return value
+
+
+def _is_share(value: float | None) -> float | None:
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise ValueError("a number in [0, 1] is allowed; correct it")
+    return value
+
+
+Label = Annotated[StrictStr, AfterValidator(_is_label)]
+Share = Annotated[float, Field(strict=True)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Choice(_Settings):
+    """Reads an entry of one axis, which in YAML is a name or a mapping of fields."""
+
+    @classmethod
+    def _fields(cls, value: Any, key: str) -> dict[str, Any]:
+        given = {key: value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping):
+            raise ValueError("a name or a mapping of fields is allowed; write one of them")
+        return dict(given)
+
+
+class Algorithm(_Choice):
     """One choice on the axis of algorithms.
 
     Attributes:
-        name: what the report calls it; letters, digits and ``_ . + -``.
-        overrides: Hydra overrides that choose it.
+        name: its name in the report; letters, digits and ``_ . + -``.
+        algorithm: its name in config/algorithm; default: ``name``.
+        overrides: further Hydra overrides.
     """
 
-    name: str
-    overrides: tuple[str, ...]
+    name: Label
+    algorithm: Label
+    overrides: tuple[StrictStr, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> dict[str, Any]:
+        given = cls._fields(value, "name")
+        return {**_same(given, "name", "algorithm"), **given}
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """Hydra overrides that select it."""
+        return (f"algorithm={self.algorithm}", *self.overrides)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Noise:
+class Noise(_Choice):
     """One corruption of the reward.
 
     Attributes:
-        name, overrides: as for an algorithm.
-        kind: of config/noise.
+        name: its name in the report; default: ``<kind>`` or ``<kind>_<rate>``.
+        kind: its name in config/noise.
         rate: share in [0, 1] of corrupted rewards, 0 for none; None for a kind that has no rate.
+        settings: fields of the noise as given, rate included. In YAML they stand beside ``kind``.
     """
 
-    name: str
-    overrides: tuple[str, ...]
-    kind: str
-    rate: float | None
+    kind: Label
+    rate: Annotated[Share | None, AfterValidator(_is_share)]
+    settings: dict[StrictStr, Any]
+    name: Label
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> dict[str, Any]:
+        given = cls._fields(value, "kind")
+        own = {field: given.pop(field) for field in ("kind", "name") if given.get(field) is not None}
+        if "settings" in given:  # as `Study.to_json` writes it
+            return {**own, **given}
+        if "seed" in given:
+            raise ValueError("the seed of a noise is the run's own; remove seed")
+        kind, rate = own.get("kind"), given.get("rate")
+        if "rate" in given and rate is None:
+            raise ValueError("a rate is a number in [0, 1]; correct or remove it")
+        label = {} if kind is None else {"name": f"{kind}_{rate:g}" if isinstance(rate, (int, float)) else kind}
+        rate = 0.0 if rate is None and kind == CLEAN else rate
+        return {**label, **own, "rate": rate, "settings": given}
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """Hydra overrides that select it."""
+        return (f"noise={self.kind}", *(f"noise.{field}={setting}" for field, setting in self.settings.items()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(_Choice):
     """What is trained on.
 
     Attributes:
-        name, overrides: as for an algorithm.
-        in_domain: data sources of the validation that are of the trained domain; all others are out of it.
+        name: its name in the report; letters, digits and ``_ . + -``.
+        task: its name in config/task; default: ``name``.
+        overrides: further Hydra overrides.
+        in_domain: data sources of the validation that belong to the trained domain; default: ``task``. All other
+            sources count as out of the domain.
     """
 
-    name: str
-    overrides: tuple[str, ...]
-    in_domain: tuple[str, ...]
+    name: Label
+    task: Label
+    overrides: tuple[StrictStr, ...] = ()
+    in_domain: tuple[StrictStr, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> dict[str, Any]:
+        given = cls._fields(value, "name")
+        both = {**_same(given, "name", "task"), **given}
+        return {"in_domain": [both["task"]] if "task" in both else [], **both}
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """Hydra overrides that select it."""
+        return (f"+task={self.task}", *self.overrides)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A whole study; see the module's documentation for the YAML that it comes from."""
+class Study(_Settings):
+    """A whole study; the documentation of this module shows its YAML."""
 
-    name: str
-    out: Path
-    base: tuple[str, ...]
-    algorithms: tuple[Algorithm, ...]
-    noises: tuple[Noise, ...]
-    tasks: tuple[Task, ...]
-    seeds: tuple[int, ...]
-    steps: int
-    test_freq: int
-    reference: str
-    minutes_per_run: float | None = None
+    name: Label
+    out: Annotated[Path, BeforeValidator(lambda value: Path(str(value)).expanduser())]
+    base: tuple[StrictStr, ...] = ()
+    algorithms: tuple[Algorithm, ...] = Field(min_length=1)
+    noises: tuple[Noise, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(min_length=1)
+    steps: StrictInt = Field(ge=1)
+    test_freq: StrictInt = Field(ge=1)
+    reference: StrictStr = Field(default="", validate_default=True)
+    minutes_per_run: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        _label("name", self.name)
-        for field in ("steps", "test_freq"):
-            if _whole(field, getattr(self, field)) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("algorithms", "noises", "tasks", "seeds"):
-            values = getattr(self, field)
-            if not values:
-                raise ValueError(f"{field} is empty: name at least one")
-            names = [value if isinstance(value, int) else value.name for value in values]
-            repeated = sorted({str(name) for name in names if names.count(name) > 1})
-            if repeated:
-                raise ValueError(f"{field} has {repeated} more than once; give variants a name of their own")
-        for seed in self.seeds:
-            if _whole("seeds", seed) < 0:
-                raise ValueError(f"seeds must be at least 0, got {seed}")
-        algorithms = [algorithm.name for algorithm in self.algorithms]
-        if self.reference not in algorithms:
-            raise ValueError(f"reference is {self.reference!r}; it must be one of {algorithms}")
-        if self.minutes_per_run is not None and not self.minutes_per_run > 0:
-            raise ValueError(f"minutes_per_run must be above 0 or null, got {self.minutes_per_run}")
+    @field_validator("algorithms", "noises", "tasks", "seeds")
+    @classmethod
+    def _distinct(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [str(entry if isinstance(entry, int) else entry.name) for entry in entries]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"each may stand once, but {repeated} are repeated; give variants a name of their own")
+        return entries
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _known(cls, value: Any, info: ValidationInfo) -> Any:
+        names = [algorithm.name for algorithm in info.data.get("algorithms", ())]
+        if names and value and value not in names:
+            raise ValueError(f"allowed are {', '.join(names)}; choose one of them")
+        return value or (names[0] if names else "")
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        return {**asdict(self), "out": str(self.out)}
+        """Returns the content that ``parse_study`` reads back."""
+        return self.model_dump(mode="json")
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Study":
-        """The study that `to_json` wrote."""
-        return cls(
-            **{
-                **content,
-                "out": Path(content["out"]),
-                "base": tuple(content["base"]),
-                "algorithms": tuple(Algorithm(**_tuples(each)) for each in content["algorithms"]),
-                "noises": tuple(Noise(**_tuples(each)) for each in content["noises"]),
-                "tasks": tuple(Task(**_tuples(each)) for each in content["tasks"]),
-                "seeds": tuple(content["seeds"]),
-            }
-        )
+    def changed(self, **fields: Any) -> "Study":
+        """Returns the study with other values in some fields; raises ValueError as ``parse_study`` does."""
+        return parse_study({**self.to_json(), **fields})
 
 
 def load_study(path: str | Path) -> Study:
@@ -143,11 +218,12 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"the study {path} does not exist")
+        raise ValueError(f"study is {str(path)!r}; a YAML file is allowed, this one does not exist; correct the path")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"the study {path} is no YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"study is {str(path)!r}; a YAML file is allowed; correct its syntax: {reason}") from error
     try:
         return parse_study(content)
     except ValueError as error:
@@ -155,103 +231,16 @@ def load_study(path: str | Path) -> Study:
 
 
 def parse_study(content: Any) -> Study:
-    """The study that a YAML's `content` describes; raises ValueError as `load_study` does."""
+    """Returns the study that the content of a YAML describes; raises ValueError as ``load_study`` does."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"a study is a mapping of fields, got {type(content).__name__}")
-    optional: dict[str, Any] = {"base": [], "reference": None, "minutes_per_run": None}
-    known = {field.name for field in fields(Study)}
-    _only("the study", content, known)
-    missing = sorted(known - optional.keys() - content.keys())
-    if missing:
-        raise ValueError(f"the study lacks {missing}")
-    given = {**optional, **content}
-    algorithms = tuple(_algorithm(each) for each in _list("algorithms", given["algorithms"]))
-    return Study(
-        name=given["name"],
-        out=Path(str(given["out"])).expanduser(),
-        base=_strings("base", given["base"]),
-        algorithms=algorithms,
-        noises=tuple(_noise(each) for each in _list("noises", given["noises"])),
-        tasks=tuple(_task(each) for each in _list("tasks", given["tasks"])),
-        seeds=tuple(_whole("seeds", seed) for seed in _list("seeds", given["seeds"])),
-        steps=given["steps"],
-        test_freq=given["test_freq"],
-        reference=given["reference"] or (algorithms[0].name if algorithms else ""),
-        minutes_per_run=given["minutes_per_run"],
-    )
+        raise ValueError(f"study is {content!r}; a mapping of fields is allowed; write `name: ...` and so on")
+    try:
+        return Study.model_validate(dict(content))
+    except ValidationError as error:
+        raise ValueError(explain(error, Study)) from error
 
 
-def _algorithm(value: Any) -> Algorithm:
-    given = {"name": value, "algorithm": value} if isinstance(value, str) else _mapping("algorithms", value)
-    _only("algorithms", given, {"name", "algorithm", "overrides"})
-    base = _label("algorithms: algorithm", given.get("algorithm", given.get("name")))
-    overrides = _strings("algorithms: overrides", given.get("overrides", []))
-    return Algorithm(name=_label("algorithms", given.get("name", base)), overrides=(f"algorithm={base}", *overrides))
-
-
-def _noise(value: Any) -> Noise:
-    given = {"kind": value} if isinstance(value, str) else dict(_mapping("noises", value))
-    kind = _label("noises: kind", given.pop("kind", None))
-    name = given.pop("name", None)
-    rate = given.get("rate", 0.0 if kind == CLEAN else None)
-    if rate is not None:
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate <= 1.0 or math.isnan(rate):
-            raise ValueError(f"noises: rate must be in [0, 1], got {rate!r} for {kind!r}")
-        rate = float(rate)
-    if "seed" in given:
-        raise ValueError("noises: seed is the run's own and cannot be set")
-    label = _label("noises", name or (kind if "rate" not in given else f"{kind}_{rate:g}"))
-    settings = tuple(f"noise.{field}={setting}" for field, setting in given.items())
-    return Noise(name=label, overrides=(f"noise={kind}", *settings), kind=kind, rate=rate)
-
-
-def _task(value: Any) -> Task:
-    given = {"name": value} if isinstance(value, str) else _mapping("tasks", value)
-    _only("tasks", given, {"name", "task", "overrides", "in_domain"})
-    base = _label("tasks: task", given.get("task", given.get("name")))
-    name = _label("tasks", given.get("name", base))
-    return Task(
-        name=name,
-        overrides=(f"+task={base}", *_strings("tasks: overrides", given.get("overrides", []))),
-        in_domain=_strings("tasks: in_domain", given.get("in_domain", [base])),
-    )
-
-
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-
-
-def _mapping(field: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{field}: an entry is a name or a mapping, got {value!r}")
-    return value
-
-
-def _only(field: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    unknown = sorted(str(name) for name in given if name not in known)
-    if unknown:
-        raise ValueError(f"{field}: unknown {unknown}; allowed are {sorted(known)}")
-
-
-def _list(field: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{field} must be a list, got {value!r}")
-    return value
-
-
-def _strings(field: str, value: Any) -> tuple[str, ...]:
-    if not all(isinstance(each, str) for each in _list(field, value)):
-        raise ValueError(f"{field} must be a list of strings, got {value!r}")
-    return tuple(value)
-
-
-def _label(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not _LABEL.fullmatch(value):
-        raise ValueError(f"{field}: {value!r} is no name; letters, digits and _ . + - are allowed")
-    return value
-
-
-def _whole(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{field} must be an integer, got {value!r}")
-    return value
+def _same(given: Mapping[str, Any], first: str, second: str) -> dict[str, Any]:
+    """Returns both fields; the one that is not given takes the value of the other."""
+    value = given.get(second, given.get(first))
+    return {} if value is None else {first: value, second: value}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study's figures. An algorithm has a colour of Okabe and Ito's, a marker and a line of its own: any one of the three
-tells up to seven apart, so that neither the colour-blind nor a printer loses them; two of the three tell more apart.
+"""Draws a study's figures.
+
+An algorithm has its own colour, marker and line. Each of the three tells seven algorithms apart, so that neither colour
+blindness nor a printer without colours loses them; pairs of the three tell more apart.
 """
 
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from verl_dvpo.bench.common import COLOURS, LIGHT_GREY, LINES, MARKERS
 from verl_dvpo.bench.study.results import Results
 from verl_dvpo.bench.study.summary import ALL, curves, summarise
 
@@ -18,15 +21,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#777777")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 SCORE = "validation score (share in [0, 1])"
-BAND = "95 % bootstrap interval over seeds"
+BAND = "95 % t interval over seeds"
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draws what the study's axes allow, as PNG files in `folder`, and returns their paths."""
+    """Draws one PNG file for each figure that the study's axes allow into ``folder``; returns their paths."""
     drawings: dict[str, Callable[[Results], object | None]] = {
         "curves": _curves,
         "noise_rate": _noise_rate,
@@ -47,7 +47,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def style(results: Results, algorithm: str) -> dict:
-    """Colour, marker and line of an algorithm: those of its place in the study."""
+    """Returns the colour, marker and line that an algorithm has by its place in the study."""
     place = [each.name for each in results.study.algorithms].index(algorithm)
     return {
         "color": COLOURS[place % len(COLOURS)],
@@ -77,7 +77,7 @@ def _finish(figure, axes, title: str) -> None:
         axis.grid(alpha=0.3)
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    # In inches: the line, the gaps, and about 0.085 a letter.
+    # in inches: the line with its gaps, and about 0.085 a letter
     entry = 0.85 + 0.085 * max(map(len, handles), default=0)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / entry)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=3.5)
@@ -104,18 +104,18 @@ def _curves(results: Results):
                 if mine.empty:
                     continue
                 look = style(results, algorithm.name)
-                axis.plot(mine["step"], mine["iqm"], label=algorithm.name, **look)
-                if mine["iqm_low"].notna().all():
+                axis.plot(mine["step"], mine["mean"], label=algorithm.name, **look)
+                if mine["mean_low"].notna().all():
                     axis.fill_between(
-                        mine["step"], mine["iqm_low"], mine["iqm_high"], color=look["color"], alpha=0.15, linewidth=0
+                        mine["step"], mine["mean_low"], mine["mean_high"], color=look["color"], alpha=0.15, linewidth=0
                     )
     band = f"\n(bands: {BAND})" if len(study.seeds) > 1 else ""
-    _finish(figure, axes, f"In-domain learning curves, interquartile mean over seeds{band}")
+    _finish(figure, axes, f"In-domain learning curves, mean over seeds{band}")
     return figure
 
 
 def _noise_rate(results: Results):
-    """Final score against the rate of each kind of noise that has a rate above 0; clean rewards are rate 0."""
+    """Draws final scores against the rate of each kind of noise that has one; clean rewards are rate 0."""
     study = results.study
     kinds = list(dict.fromkeys(noise.kind for noise in study.noises if noise.rate))
     if not kinds:
@@ -139,8 +139,8 @@ def _noise_rate(results: Results):
                 mine = mine.assign(rate=mine["noise"].map(rates)).dropna(subset="rate").sort_values("rate")
                 # side by side, so that intervals do not hide each other
                 x = mine["rate"] + gap * (place - (len(study.algorithms) - 1) / 2)
-                _errorbar(axis, x, mine, "iqm", label=algorithm.name, **style(results, algorithm.name))
-    _finish(figure, axes, f"Final in-domain score against noise, interquartile mean\n(bars: {BAND})")
+                _errorbar(axis, x, mine, "mean", label=algorithm.name, **style(results, algorithm.name))
+    _finish(figure, axes, f"Final in-domain score against noise, mean over seeds\n(bars: {BAND})")
     return figure
 
 
@@ -152,14 +152,14 @@ def _domains(results: Results):
     figure, axes = _panels(len(study.tasks), len(study.noises))
     keys = ["task", "noise", "algorithm"]
     both = table[table["domain"] == "in"].merge(table[table["domain"] == "out"], on=keys, suffixes=("_in", "_out"))
-    ends = both[["iqm_in", "iqm_out"]]
+    ends = both[["mean_in", "mean_out"]]
     shared = [ends.min().max(), ends.max().min()]  # where the two ranges overlap, if they do
     for row, task in enumerate(study.tasks):
         for column, noise in enumerate(study.noises):
             axis = axes[row, column]
             axis.set_title(f"trained on {task.name}, {_noise_label(noise.name)}", fontsize=10)
             if shared[0] < shared[1]:  # a line far from all points would only shrink them
-                axis.plot(*[shared] * 2, color="#999999", linewidth=0.8, label="equal scores")
+                axis.plot(*[shared] * 2, color=LIGHT_GREY, linewidth=0.8, label="equal scores")
             if row == len(study.tasks) - 1:
                 axis.set_xlabel("final in-domain score (share in [0, 1])")
             if column == 0:
@@ -169,17 +169,17 @@ def _domains(results: Results):
                 mine = cell[cell["algorithm"] == algorithm.name]
                 look = style(results, algorithm.name) | {"linestyle": "none", "alpha": 0.85}
                 axis.errorbar(
-                    mine["iqm_in"],
-                    mine["iqm_out"],
-                    xerr=_bars(mine, "iqm", "_in"),
-                    yerr=_bars(mine, "iqm", "_out"),
+                    mine["mean_in"],
+                    mine["mean_out"],
+                    xerr=_bars(mine, "mean", "_in"),
+                    yerr=_bars(mine, "mean", "_out"),
                     capsize=2,
                     elinewidth=1,
                     label=algorithm.name,
                     **look,
                 )
     bars = f"\n(bars: {BAND})" if len(study.seeds) > 1 else ""
-    _finish(figure, axes, f"In-domain against out-of-domain, interquartile mean{bars}")
+    _finish(figure, axes, f"In-domain against out-of-domain, mean over seeds{bars}")
     return figure
 
 
@@ -188,12 +188,11 @@ def _errorbar(axis, x: pd.Series, rows: pd.DataFrame, name: str, **look) -> None
 
 
 def _bars(rows: pd.DataFrame, name: str, suffix: str = "") -> np.ndarray:
-    """(2, rows) lengths below and above; 0 where there is no interval."""
+    """Returns (2, rows) lengths of error bars below and above; 0 without an interval."""
     value = rows[f"{name}{suffix}"].to_numpy()
     below = value - rows[f"{name}_low{suffix}"].to_numpy()
     above = rows[f"{name}_high{suffix}"].to_numpy() - value
-    # a percentile interval need not contain its estimate
-    return np.clip(np.nan_to_num(np.stack([below, above])), 0.0, None)
+    return np.nan_to_num(np.stack([below, above]))
 
 
 def _noise_label(name: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a study to its runs: names, folders, and the configuration that verl gets."""
+"""Derives the runs of a study: their names, folders and configurations."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task
 
-#: Where verl and this package take a seed; a field that a configuration lacks is skipped.
+#: Fields that take the run's seed, verl's and ours; a field that a configuration lacks is skipped.
 SEEDS = (
     "data.seed",
     "noise.seed",
@@ -52,12 +52,12 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it leaves its traces."""
+        """Folder of all its files."""
         return self.out / "runs" / self.name
 
     @property
     def metrics(self) -> Path:
-        """JSON lines, one a step, written by verl as they come."""
+        """JSON lines that verl writes, one a step."""
         return self.folder / "metrics.jsonl"
 
     @property
@@ -67,16 +67,16 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """Says how the run ended; there only when it has."""
+        """How the run ended; the file exists only once it has."""
         return self.folder / "run.json"
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What sets this run's training apart; where its files lie is not among them."""
+        """Hydra overrides that determine the training; places of files are not among them."""
         return (
-            *self.algorithm.overrides,
-            *self.noise.overrides,
-            *self.task.overrides,
+            *self.algorithm.selection,
+            *self.noise.selection,
+            *self.task.selection,
             *self.base,
             f"trainer.total_training_steps={self.steps}",
             f"trainer.test_freq={self.test_freq}",
@@ -84,7 +84,10 @@ class Run:
 
 
 def plan(study: Study) -> list[Run]:
-    """All runs of a study. Seeds come first and algorithms last, so that a study cut short compares what it has."""
+    """Returns all runs of a study, ordered by seed, task, noise, algorithm.
+
+    An interrupted study thus has all algorithms of its first seeds, and can compare them.
+    """
     axes = itertools.product(study.seeds, study.tasks, study.noises, study.algorithms)
     return [
         Run(
@@ -103,10 +106,10 @@ def plan(study: Study) -> list[Run]:
 
 
 def compose(run: Run) -> DictConfig:
-    """The configuration of a run, checked as far as it can be before Ray starts.
+    """Composes the configuration of a run and validates it before Ray starts.
 
     Raises:
-        ValueError: Hydra cannot compose it, or `verl_dvpo.preflight` refuses it.
+        ValueError: Hydra cannot compose it, or ``verl_dvpo.preflight`` refuses it; the error names the run.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -117,7 +120,7 @@ def compose(run: Run) -> DictConfig:
     from verl_dvpo import preflight
 
     ours = (
-        # A study stores metrics, not weights, and a run that was cut short starts anew.
+        # A study stores metrics, not weights; an interrupted run starts again from the beginning.
         "trainer.save_freq=-1",
         "trainer.resume_mode=disable",
         "trainer.val_before_train=true",
@@ -140,7 +143,7 @@ def compose(run: Run) -> DictConfig:
 
 
 def resolved(config: DictConfig) -> str:
-    """As YAML, with every interpolation replaced by its value."""
+    """Returns a configuration as YAML, with every interpolation replaced by its value."""
     return OmegaConf.to_yaml(config, resolve=True)
 
 

