@@ -4,7 +4,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,9 +37,9 @@ def lab(
     path = out / "lab.json"
     if (resume or redraw) and not path.is_file():
         raise ValueError(f"out is {str(out)!r}; --resume and --redraw need its lab.json; run the lab there first")
-    done = json.loads(path.read_text()) if resume or redraw else None
+    done: dict[str, Any] | None = json.loads(path.read_text()) if resume or redraw else None
     out.mkdir(parents=True, exist_ok=True)
-    if redraw:
+    if redraw and done is not None:
         result = done
     else:
         config = dataclasses.replace(TrainConfig(), model=model)
