@@ -45,6 +45,15 @@ _EVERYWHERE = (
         relies_on=("verl.trainer.main_ppo:main",),
     ),
     Entry(
+        symbol="verl.trainer.constants_ppo:get_ppo_ray_runtime_env",
+        kind=Kind.WRAP,
+        ours=f"{_CPU}.fork_server:in_runtime_env",
+        moment=Moment.IMPORT,
+        what="with VERL_PLATFORM=cpu, Ray's workers are forks of one process that has imported everything",
+        why="verl merges what it returns into the arguments of ray.init and offers nothing else to start workers by",
+        relies_on=("verl.trainer.main_ppo:run_ppo",),
+    ),
+    Entry(
         symbol="verl.utils.distributed:initialize_global_process_group_ray",
         kind=Kind.WRAP,
         ours=f"{_CPU}.patches:join_gloo",

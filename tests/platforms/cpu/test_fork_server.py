@@ -95,8 +95,24 @@ def test_the_server_ends_with_its_owner(tmp_path):
         "import os, sys\nfrom verl_dvpo.platforms.cpu.fork_server import ForkServer\n"
         "server = ForkServer(modules=('fractions',))\nprint(server._process.pid, flush=True)\nos._exit(0)\n"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     assert wait_for_end(int(printed.stdout.split()[-1]))
+    assert not list(Path(tmp_path).glob("verl-dvpo-*"))
+
+
+def test_status_and_traceback_of_a_script_that_fails(server, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import atexit\natexit.register(print, 'exit handler')\nraise ValueError('told')\n")
+    done = run(server, str(script))
+    assert "ValueError: told" in done.stderr
+    assert "exit handler" in done.stdout
 
 
 def test_modules_that_load_ray_are_refused(tmp_path):

@@ -7,8 +7,12 @@ the client asks the server, which forks, and the fork becomes the worker.
 
 A fork has the arguments, environment, folder and output of the process that it stands for, random states of its own,
 and the number of threads that its environment asks for.
+
+``platform=cpu`` uses it for each Ray that verl starts, unless ``VERL_DVPO_FORK_SERVER`` is 0.
 """
 
+import atexit
+import functools
 import gc
 import importlib
 import json
@@ -16,19 +20,26 @@ import os
 import runpy
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from verl_dvpo.platforms.cpu import distribution
 
 CLIENT = Path(__file__).with_name("fork_client.py")
+#: In the environment of a run's workers; 0 switches the fork server off.
+SWITCH = "VERL_DVPO_FORK_SERVER"
 
 #: What the workers of a run import of other packages. Nothing that imports Ray: its library reads the job's number and
 #: the raylet's process id from the environment when it is loaded, so each fork loads it for itself.
@@ -66,8 +77,7 @@ class ForkServer:
     """
 
     def __init__(self, environment: dict[str, str] | None = None, modules: tuple[str, ...] = MODULES) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="verl-dvpo-")
-        self.address = str(Path(self._folder.name) / "fork-server")
+        self.address = str(Path(tempfile.mkdtemp(prefix="verl-dvpo-")) / "fork-server")  # the server removes the folder
         lifeline, self._lifeline = os.pipe()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.address)
@@ -89,15 +99,38 @@ class ForkServer:
         """Ends the server; its forks go on until Ray ends them."""
         os.close(self._lifeline)
         self._process.wait()
-        self._folder.cleanup()
 
     def __enter__(self) -> "ForkServer":
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@functools.cache
+def _of_this_process(environment: frozenset[tuple[str, str]]) -> ForkServer:
+    server = ForkServer(dict(environment))
+    atexit.register(server.close)
+    return server
+
+
+def in_runtime_env(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Lets Ray start its workers through a fork server, one for all clusters that this process starts.
+
+    verl asks ``original`` for the runtime environment just before it starts Ray.
+    """
+
+    def runtime_env(config: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        result = original(config, *args, **kwargs)
+        own = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") if config is not None else None
+        variables = {**result.get("env_vars", {}), **(own or {})}
+        if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu" and variables.get(SWITCH, "1") != "0":
+            result["py_executable"] = _of_this_process(frozenset(variables.items())).py_executable
+        return result
+
+    return runtime_env
 
 
 def serve(listener: socket.socket, lifeline: int, modules: list[str]) -> None:
@@ -141,9 +174,19 @@ def run(connection: socket.socket) -> None:
     script, *arguments = request["arguments"]
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+        status: Any = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # As multiprocessing ends its forks: the interpreter itself is not taken down, it is the server's.
+    atexit._run_exitfuncs()
     sys.stdout.flush()
-    sys.exit()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -172,4 +215,10 @@ def _own_state() -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3:])
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    owner = os.getpid()
+    try:
+        serve(listening, int(sys.argv[2]), sys.argv[3:])
+    finally:
+        if os.getpid() == owner:
+            shutil.rmtree(Path(listening.getsockname()).parent, ignore_errors=True)
