@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A critic with a Laplace distribution: location and scale from the head, negative log-likelihood of λ-returns as loss.
 
-The likelihood pulls the location by the sign of the error over the scale: an outlier pulls no harder than other returns.
+The likelihood pulls the location by the sign of the error over the scale: an outlier pulls no harder than others.
 
 Shapes: B sequences, T response positions, L tokens, J quantile levels.
 """
