@@ -6,6 +6,7 @@ Nothing is replaced: what runs here is what a user runs, on a model of a few lay
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ SHORT = [
     "trainer.test_freq=2",
     "trainer.save_freq=-1",
 ]
+#: A package that is not ours, with a critic of its own.
+OUTSIDE = Path(__file__).parent.parent / "examples" / "own_family"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,8 @@ def _one_ray() -> Iterator[None]:
     settings = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
     runtime_env = get_ppo_ray_runtime_env(config)
     runtime_env["env_vars"] |= settings.pop("runtime_env")["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
+    paths = [str(OUTSIDE), os.environ.get("PYTHONPATH", "")]
+    runtime_env["env_vars"]["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     ray.init(**settings, runtime_env=runtime_env)
     yield
     ray.shutdown()
@@ -92,6 +97,20 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
         assert len(terms) >= 6
         expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in terms)]
         assert set(expected) <= records[0].keys()
+
+
+def test_two_steps_of_a_critic_of_another_package(demo, tmp_path, monkeypatch):
+    """Its settings reach Ray's workers by pickle, and its class by its import path."""
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+    _, *records = steps(demo, tmp_path, "algorithm=laplace", f"hydra.searchpath=[file://{OUTSIDE / 'config'}]")
+    assert len(records) == 2
+    for record in records:
+        assert all(math.isfinite(value) for value in record.values())
+        assert {"critic/loss/negative_log_likelihood", "critic/vf_explained_var"} <= record.keys()
+        assert record["critic/grad_norm"] > 0
+    first, second = (record["critic/laplace/scale"] for record in records)
+    assert first == pytest.approx(1.05, abs=0.1)  # exp(0) and the smallest scale: nothing is learned yet
+    assert second != first
 
 
 @pytest.mark.parametrize("algorithm", ["dvpo", "dfpo"])

@@ -136,12 +136,10 @@ def test_averages_over_blocks() -> None:
 
 def test_multipliers_of_levels() -> None:
     # q = 1..10, tails of 2 points, each with a standard deviation of 0.5; every target above q: F_z = 0.
-    config = DVPOLossConfig(kappa=0.0, alpha=0.2, beta=0.2)
+    config = QuantileEnsembleConfig(num_heads=1, num_quantiles=10, levels="midpoint", kappa=0.0, alpha=0.2, beta=0.2)
     targets = {"old": torch.arange(10.0, 0.0, -1.0).expand(16, -1), "targets": torch.full((16, 4), 99.0)}
     for average, one_sided in (("mean", True), ("signed", False)):
-        chosen = forms.ConstraintFormFamily(
-            statistic="level", average=average, num_heads=1, num_quantiles=10, levels="midpoint", loss=config
-        )
+        chosen = forms.ConstraintFormFamily(config, statistic="level", average=average)
         mu = chosen.multipliers(targets, torch.ones(16))
         # cvar: −(0.05 + 0.15)/2; gain: (0.85 + 0.95)/2; shift: 0.5; shape_low: 0 − 0; shape_up: 1 − 1/3, over 2·0.5.
         assert mu["cvar"].item() == pytest.approx(-0.1)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A critic of one's own, outside verl-dvpo."""
