@@ -4,7 +4,7 @@
     python scripts/draw_imports.py            # writes the drawing
     python scripts/draw_imports.py --check    # exit status 1 if the committed drawing is out of date
 
-A part is a package or module directly under ``verl_dvpo``, or one directly under ``verl_dvpo.bench``. A full arrow is an
+A part is a package or module directly under ``verl_dvpo``, or directly under ``verl_dvpo.bench``. A full arrow is an
 import statement, at the top of a module or inside a function. A dotted arrow is a module named in a string.
 """
 
