@@ -39,7 +39,7 @@ def lab(
         raise ValueError(f"out is {str(out)!r}; --resume and --redraw need its lab.json; run the lab there first")
     done = json.loads(path.read_text()) if resume or redraw else None
     out.mkdir(parents=True, exist_ok=True)
-    if redraw:
+    if redraw and done is not None:
         result = done
     else:
         config = dataclasses.replace(TrainConfig(), model=model)
