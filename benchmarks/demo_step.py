@@ -22,6 +22,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from verl_dvpo.records import read_metrics
+
 PHASES = ("gen", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights", "step")
 WARM_UP = 3
 
@@ -67,7 +69,7 @@ def measure(data: Path, steps: int, overrides: list[str]) -> dict[str, Any]:
             time.sleep(0.02)
         if process.returncode:
             raise SystemExit(log.read_text()[-4000:])
-        records = [json.loads(line)["data"] for line in metrics.read_text().splitlines()][WARM_UP:]
+        records = [record["data"] for record in read_metrics(metrics)][WARM_UP:]
     before, after = marks[min(marks)], marks[max(marks)]
     cpu: Counter[str] = Counter()
     for pid, (name, seconds) in after.items():

@@ -64,8 +64,7 @@ def _row(side: pd.DataFrame, algorithm: str, reference: str, group: list[tuple[s
     if any(scores.empty for scores in strata):
         return {}  # without one of the cells the average over all would be of something else
     runs = sum(map(len, strata))
-    row = {"algorithm": algorithm, "runs": runs}
-    row |= _columns("mean", t_interval(_by_seed(strata)))
+    row = {"algorithm": algorithm, "runs": runs} | _columns("mean", t_interval(_by_seed(strata)))
     if runs >= FEWEST:
         row |= _columns("iqm", interquartile_mean([scores.to_numpy() for scores in strata]))
     if algorithm == reference:
