@@ -31,7 +31,7 @@ def compute_score(
     if extra_info is None or TURNS not in extra_info:
         raise ValueError(
             f"extra_info has no {TURNS!r} for data_source {data_source!r}; it must hold the assistant's turns; give "
-            f"the rows agent_name={DIALOGUE_AGENT} and use a reward manager that passes the agent loop's extra fields on, "
-            "as verl's `naive` does"
+            f"the rows agent_name={DIALOGUE_AGENT}, and use a reward manager that passes the extra fields of agent "
+            "loops on, as verl's `naive` does"
         )
     return task.score(list(extra_info[TURNS]), ground_truth)
