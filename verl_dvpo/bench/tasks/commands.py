@@ -33,7 +33,7 @@ def demo_data(
 ) -> None:
     """Make the demo's model and data (three-digit addition), or find them.
 
-    Example: verl-dvpo demo-data --out runs/demo/data --num-val 1024
+    Example: `verl-dvpo demo-data --out runs/demo/data --num-val 1024`
     """
     made = _prepare(DEMO, out, seed=seed, steps=steps, num_val=num_val, tiny=tiny)
     (name,) = DEMO.tasks
@@ -54,7 +54,9 @@ def demo(
 ) -> None:
     """Train on the demo on this machine's CPU and show a line a step.
 
-    Example: verl-dvpo demo --out runs/demo/ppo algorithm=ppo trainer.total_training_steps=30
+    Hydra overrides follow the options, with or without `--` between them.
+
+    Example: `verl-dvpo demo --out runs/demo/ppo algorithm=ppo trainer.total_training_steps=30`
     """
     from verl_dvpo.bench.tasks.run import run_demo
 
@@ -76,7 +78,7 @@ def domains(
 ) -> None:
     """Make the data of arithmetic, science and dialogue and the one model that serves all three, or find them.
 
-    Example: verl-dvpo domains --out runs/domains/data --num-val 1024
+    Example: `verl-dvpo domains --out runs/domains/data --num-val 1024`
     """
     made = _prepare(DOMAINS, out, seed=seed, steps=steps, num_val=num_val, tiny=tiny)
     print(f"{'found' if made.reused else 'made'} the domains in {made.path}")

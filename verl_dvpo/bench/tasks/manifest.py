@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from verl_dvpo.bench.common import write_json
+
 Manifest = dict[str, Any]
 
 
@@ -47,7 +49,7 @@ def find_or_make(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         manifest = {"settings": settings, **build(partial)}
-        (partial / f"{name}.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(partial / f"{name}.json", manifest)
         _move_into_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from verl_dvpo.bench.tasks.addition import NAME
 from verl_dvpo.bench.tasks.prepare import TaskFolder
+from verl_dvpo.records import read_metrics
 
 ACCURACY = f"val-core/{NAME}/acc/mean@1"
 
@@ -174,7 +175,7 @@ def summarise(paths: RunPaths, seconds: float) -> int:
     Returns:
         0, or 1 if the run has fewer than two validations.
     """
-    records = [json.loads(line) for line in paths.metrics.read_bytes().splitlines()]
+    records = read_metrics(paths.metrics)
     accuracies = [(record["step"], record["data"][ACCURACY]) for record in records if ACCURACY in record["data"]]
     if len(accuracies) < 2:
         print(

@@ -4,15 +4,14 @@
 Shapes: B demonstrations, L tokens of a conversation, padded on the right.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from verl_dvpo.bench.common import Progress
 from verl_dvpo.bench.tasks.conversation import IGNORED_LABEL, encode, limited_threads
 from verl_dvpo.bench.tasks.registry import WarmStartConfig
 from verl_dvpo.bench.tasks.task import Demonstrate
@@ -71,7 +70,7 @@ def warm_start(
     )
     source = batches(tokenizer, demonstrators, config.batch_size, seed=seed)
     model.train()
-    with limited_threads(), _bar(config.steps) as progress:
+    with limited_threads(), Progress(config.steps, unit="step") as progress:
         for step in range(1, config.steps + 1):
             ids, labels = next(source)
             loss = model(input_ids=ids, labels=labels).loss
@@ -80,13 +79,6 @@ def warm_start(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            progress.update()
-            if progress.disable and (step % LINE_EVERY == 0 or step == config.steps):
-                print(f"warm start: step {step} of {config.steps}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
+            if progress.terminal or step % LINE_EVERY == 0 or step == config.steps:
+                progress.update(step, f"warm start, loss {loss.item():.3f}")
     model.eval()
-
-
-def _bar(steps: int) -> tqdm:
-    """Makes a bar that is disabled where standard error is no terminal."""
-    return tqdm(total=steps, desc="warm start", unit="step", mininterval=1.0, disable=None)
