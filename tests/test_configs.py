@@ -64,7 +64,7 @@ def test_every_algorithm_composes_on_verls_own_primary_config(algorithm):
 def test_every_noise_composes(noise):
     config = compose_config("dvpo_trainer", f"noise={noise}", "+task=demo")
     preflight.check_noise(config)
-    assert config.reward.custom_reward_function.path == "pkg://verl_dvpo.bench.demo.reward"
+    assert config.reward.custom_reward_function.path == "pkg://verl_dvpo.bench.tasks.reward"
 
 
 @pytest.mark.parametrize("recipe", names("recipe"))

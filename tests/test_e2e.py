@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 from test_configs import compose_config, names
 
 from verl_dvpo import train
-from verl_dvpo.bench.demo.__main__ import main as demo_data
 from verl_dvpo.cli import main as command
 
 pytestmark = pytest.mark.e2e
@@ -41,7 +40,7 @@ OUTSIDE = Path(__file__).parent.parent / "examples" / "own_family"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "data"
-    assert demo_data(["--out", str(folder), "--tiny"]) == 0
+    assert command(["demo-data", "--out", str(folder), "--tiny"]) == 0
     return folder
 
 

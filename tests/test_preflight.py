@@ -14,8 +14,8 @@ from test_configs import compose_config
 from transformers import T5Config
 
 from verl_dvpo import preflight
-from verl_dvpo.bench.demo.model import build_model
-from verl_dvpo.bench.demo.tokenizer import build_tokenizer
+from verl_dvpo.bench.tasks.model import build_model
+from verl_dvpo.bench.tasks.tokenizer import build_tokenizer
 from verl_dvpo.compat import versions
 
 

@@ -5,8 +5,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from verl_dvpo.bench.demo.reward import compute_score
-from verl_dvpo.bench.demo.task import Problem, work
+from verl_dvpo.bench.tasks.addition import Problem, work
+from verl_dvpo.bench.tasks.reward import compute_score
 from verl_dvpo.noise.config import noise_config
 from verl_dvpo.noise.reward import to_extra_info, with_noise
 from verl_dvpo.noise.sample import Origin, canonical

@@ -10,7 +10,7 @@ import pytest
 from samples import question, questions
 from scipy import optimize, stats
 
-from verl_dvpo.bench.demo.reward import compute_score
+from verl_dvpo.bench.tasks.reward import compute_score
 from verl_dvpo.noise.config import KINDS, noise_config
 from verl_dvpo.noise.corruptions import spend
 from verl_dvpo.noise.reward import with_noise

@@ -13,7 +13,7 @@ from ray import cloudpickle
 from samples import SETTINGS, SOURCE, one_worker, question, questions
 from verl.utils.reward_score import default_compute_score
 
-from verl_dvpo.bench.demo.reward import compute_score
+from verl_dvpo.bench.tasks.reward import compute_score
 from verl_dvpo.noise.config import noise_config
 from verl_dvpo.noise.reward import RewardFunctionError, with_noise
 from verl_dvpo.noise.sample import ORIGIN

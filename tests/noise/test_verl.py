@@ -25,7 +25,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, AgentLoopWo
 from verl.experimental.reward_loop import RewardLoopWorker
 from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 
-from verl_dvpo.bench.demo.tokenizer import END, build_tokenizer, messages
+from verl_dvpo.bench.tasks.tokenizer import END, build_tokenizer, messages
 from verl_dvpo.compat import apply, table
 from verl_dvpo.hydra_plugin import VerlDvpoSearchPath
 from verl_dvpo.noise.manager import VALIDATE
@@ -37,7 +37,7 @@ LOOP = asyncio.new_event_loop()
 
 COUNTING = """
 from pathlib import Path
-from verl_dvpo.bench.demo.reward import compute_score as demo
+from verl_dvpo.bench.tasks.reward import compute_score as demo
 
 def _count(extra_info):
     assert "verl_dvpo_noise" not in extra_info

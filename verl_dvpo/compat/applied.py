@@ -164,15 +164,6 @@ _EVERYWHERE = (
         why="verl sends them the fields of the data's row, and the flag is not among them",
     ),
     Entry(
-        symbol=f"{_AGENT_LOOP}:_agent_loop_registry",
-        kind=Kind.REGISTER,
-        ours="verl_dvpo.compat.registrations:dialogue_agent",
-        moment=Moment.IMPORT,
-        what="the agent loop dialogue_agent",
-        why="the decorator of verl imports the class in every process",
-        relies_on=(f"{_AGENT_LOOP}:register",),
-    ),
-    Entry(
         symbol=f"{_TRAINER}:PPOTrainer._balance_batch",
         kind=Kind.WRAP,
         ours=f"{_WRAPPERS}:log_rewards",

@@ -67,7 +67,7 @@ CALLS: tuple[Entry, ...] = (
     ),
     _call(
         _AGENT_LOOP,
-        "verl_dvpo.bench.domains.agent_loop",
+        "verl_dvpo.bench.tasks.agent_loop",
         "turns messages into tokens",
         members="ct_build_initial_tokens ct_merge_assistant_token",
     ),
@@ -85,5 +85,5 @@ CALLS: tuple[Entry, ...] = (
         members="ct_merge_non_assistant_msg",
         versions=("0.9.0", "0.10.0.dev0"),
     ),
-    _call("verl.utils.profiler.performance:simple_timer", "verl_dvpo.bench.domains.agent_loop", "times a generation"),
+    _call("verl.utils.profiler.performance:simple_timer", "verl_dvpo.bench.tasks.agent_loop", "times a generation"),
 )

@@ -4,13 +4,6 @@
 from typing import Any
 
 
-def dialogue_agent(agent_loop: Any) -> None:
-    """Registers the agent loop ``dialogue_agent`` of the task ``dialogue``."""
-    agent_loop._agent_loop_registry["dialogue_agent"] = {
-        "_target_": "verl_dvpo.bench.domains.agent_loop.DialogueAgentLoop"
-    }
-
-
 def cpu_rollout_adapter(base: Any) -> None:
     """Registers the trainer's side of the rollout ``vllm_cpu``."""
     base._ROLLOUT_REGISTRY[("vllm_cpu", "async")] = "verl_dvpo.platforms.cpu.rollout.CPUServerAdapter"

@@ -244,7 +244,7 @@ _OTHERS = (
     ),
     _override(
         f"{_AGENT_LOOP}:AgentLoopBase",
-        "verl_dvpo.bench.domains.agent_loop:DialogueAgentLoop",
+        "verl_dvpo.bench.tasks.agent_loop:DialogueAgentLoop",
         "__init__ run",
         what="a dialogue with a simulated user",
         why="this is verl's way to add an agent loop",

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.workers.rollout.llm_server import LLMServerClient
 
-from verl_dvpo.bench.demo.__main__ import main as demo_data
+from verl_dvpo.cli import main as command
 from verl_dvpo.platforms.cpu.agent_loops import CPUAgentLoopWorker, SeededClient, derived_seed
 from verl_dvpo.trainer import in_order
 
@@ -112,7 +112,7 @@ open(out, "w").write(json.dumps(found))
 @pytest.mark.e2e
 def test_vllm_gives_a_request_the_same_answer_in_any_company(tmp_path, monkeypatch):
     """Tokens and probabilities, to the bit: a whole batch, another order, groups of five, and alone."""
-    assert demo_data(["--out", str(tmp_path / "demo"), "--tiny"]) == 0
+    assert command(["demo-data", "--out", str(tmp_path / "demo"), "--tiny"]) == 0
     draw = random.Random(1)
     requests = [([draw.randrange(3, 12) for _ in range(draw.randrange(2, 20))], 100 + i) for i in range(40)]
     shuffled = draw.sample(range(40), 40)

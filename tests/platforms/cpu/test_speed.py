@@ -175,6 +175,10 @@ def test_registered_loops_are_called_and_configured_ones_go_through_hydra():
     plain = make_agent_loop({"_target_": name}, tools=tools)
     assert type(plain) is Loop
     assert plain.kwargs["tools"] is tools
+    named = make_agent_loop(OmegaConf.create({"name": "mine", "_target_": name}), tools=tools)
+    assert type(named) is Loop
+    assert named.kwargs == {"name": "mine", "tools": tools}
+    assert named.kwargs["tools"] is tools
     configured = make_agent_loop(OmegaConf.create({"_target_": name, "depth": 3}), tools=tools)
     assert type(configured) is Loop
     assert configured.kwargs["depth"] == 3

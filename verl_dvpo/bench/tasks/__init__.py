@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the tasks that ship: their data, models and rewards."""
+"""Small tasks that are made on the spot, each with a warm-started model that has room to learn.
+
+``task.py`` says what a task is, ``addition.py``, ``arithmetic.py``, ``science.py`` and ``dialogue.py`` are one task
+each, and ``registry.py`` lists them. ``prepare.py`` makes a folder of data and model from them.
+"""

@@ -155,9 +155,13 @@ def direct_hydra(original: Any) -> Any:
 
 
 def make_agent_loop(config: Any, **kwargs: Any) -> Any:
-    """Calls the class where the configuration names one and nothing else; otherwise has Hydra instantiate it."""
-    if set(config) == {"_target_"}:
-        return hydra.utils.get_class(config["_target_"])(**kwargs)
+    """Does what ``hydra.utils.instantiate`` does; without Hydra if the configuration only names a class and itself.
+
+    An entry of the file in ``agent.agent_loop_config_path`` has a ``name``, which the class gets as an argument.
+    """
+    if "_target_" in config and set(config) <= {"_target_", "name"}:
+        own = {key: value for key, value in config.items() if key != "_target_"}
+        return hydra.utils.get_class(config["_target_"])(**own, **kwargs)
     return hydra.utils.instantiate(config=config, **kwargs)
 
 

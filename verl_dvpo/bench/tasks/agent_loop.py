@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dialogue with the simulated user as an agent loop of verl's: the policy writes the assistant's turns.
+"""Runs a dialogue with a task's simulated user as an agent loop of verl; the policy writes the assistant's turns.
 
-A response is everything behind the first message, the user's later turns included. Their tokens have response_mask 0
-and log-probability 0: the policy gets no gradient for them, and values are carried through them to the turn before.
+A response is everything after the first message, the user's later turns included. The user's tokens have response_mask
+0 and log-probability 0: the policy gets no gradient for them, and values are carried through them to the turn before.
+
+``prepare.py`` writes a file that registers this class with verl; the task's YAML names it in
+``actor_rollout_ref.rollout.agent.agent_loop_config_path``.
 """
 
 import asyncio
@@ -12,24 +15,31 @@ from uuid import uuid4
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 from verl.utils.profiler import simple_timer
 
-from verl_dvpo.bench.domains.dialogue import Goal, User
-from verl_dvpo.bench.domains.reward import TURNS
+from verl_dvpo.bench.tasks.registry import task_of
+from verl_dvpo.bench.tasks.task import TURNS, User
 from verl_dvpo.compat.moved import merge_context
-
-NAME = "dialogue_agent"
 
 
 class DialogueAgentLoop(AgentLoopBase):
-    """Speaks with `User` until it books, the user hangs up, a turn has no end, or the response is full."""
+    """Speaks with the task's user until the user hangs up, a turn has no end, or the response is full."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.response_length = self.rollout_config.response_length
-        self._text: Any = self.tokenizer  # verl declares the factory's type, not what it makes
+        self._text: Any = self.tokenizer  # verl declares the type of the factory instead of its product
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
-        """One dialogue; ``reward_model.ground_truth`` of the row is the user's goal."""
-        user = User(Goal.from_json(kwargs["reward_model"]["ground_truth"]))
+        """Runs one dialogue.
+
+        Args:
+            sampling_params: of vLLM.
+            priority: of the request.
+            **kwargs: the row; ``data_source`` names the task and ``reward_model.ground_truth`` is the user's goal.
+
+        Raises:
+            ValueError: if the row's task has no user.
+        """
+        user = _user(kwargs["data_source"], kwargs["reward_model"]["ground_truth"])
         messages = list(kwargs["raw_prompt"])
         tokens = await self.ct_build_initial_tokens(messages)
         mask: list[int] = []
@@ -40,7 +50,7 @@ class DialogueAgentLoop(AgentLoopBase):
         preempted = 0
         request = f"det-{int(priority)}" if self.rollout_config.full_determinism else uuid4().hex
         while True:
-            # What is left, so that a turn that is too long is cut off by the server and not here.
+            # The server cuts off a turn that is longer than the rest of the response.
             limited = {**sampling_params, "max_tokens": self.response_length - len(mask)}
             with simple_timer("generate_sequences", timing):
                 output = await self.server_manager.generate(
@@ -83,12 +93,21 @@ class DialogueAgentLoop(AgentLoopBase):
         )
 
 
+def _user(source: str, truth: str) -> User:
+    task = task_of(source)
+    if task.user is None:
+        raise ValueError(
+            f"data_source is {source!r}; a dialogue needs a task with a simulated user; set agent_name={task.agent}"
+        )
+    return task.user(truth)
+
+
 def _has_ended(tokens: list[int], end: int) -> bool:
     return bool(tokens) and tokens[-1] == end
 
 
 def _merge(fields: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The first turn's fields, but the newest version of the weights that any turn was written by."""
+    """Returns the first turn's fields with the newest version of the weights among all turns."""
     if not fields:
         return dict(new)
     newest = new.get("max_global_steps")

@@ -1,41 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three tasks against other ways of working them out, and their rewards against wrong answers."""
+"""Compares the domains' tasks with other ways of working them out, and their rewards with wrong answers."""
 
+import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from verl_dvpo.bench.demo import task as demo
-from verl_dvpo.bench.demo.task import Problem
-from verl_dvpo.bench.domains import arithmetic, dialogue, science
-from verl_dvpo.bench.domains.dialogue import SERVICES, Goal, User, converse, draw_goal
-from verl_dvpo.bench.domains.prepare import DOMAINS
-from verl_dvpo.bench.domains.reward import TURNS, compute_score
-from verl_dvpo.bench.domains.science import PROPERTIES, Knowledge, Question
+from verl_dvpo.bench.tasks import addition, arithmetic, dialogue, science
+from verl_dvpo.bench.tasks.addition import Problem
+from verl_dvpo.bench.tasks.dialogue import SERVICES, BookingUser, Goal, converse, draw_goal
+from verl_dvpo.bench.tasks.registry import DOMAINS, TASKS
+from verl_dvpo.bench.tasks.reward import compute_score
+from verl_dvpo.bench.tasks.science import PROPERTIES, Knowledge, Question
+from verl_dvpo.bench.tasks.task import TURNS
 
 SIZES = {"num_train": 300, "num_val": 60}
 
 
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize("name", DOMAINS.tasks)
 def test_splits_are_disjoint_seeded_and_named(name):
-    split = DOMAINS[name].split(3, **SIZES)
+    split = TASKS[name].split(3, **SIZES)
     parts = [split.train, split.val, split.shifted]
     assert [len(part) for part in parts] == [300, 60, 60]
     assert [{example.source for example in part} for part in parts] == [{name}, {name}, {f"{name}_shifted"}]
     everything = [(example.prompt, example.truth) for part in parts for example in part]
     assert len(set(everything)) == 420
-    assert DOMAINS[name].split(3, **SIZES) == split
-    assert DOMAINS[name].split(4, **SIZES).val != split.val
-    with pytest.raises(ValueError, match="num_val must be at least 1, got 0"):
-        DOMAINS[name].split(0, num_train=1, num_val=0)
+    assert TASKS[name].split(3, **SIZES) == split
+    assert TASKS[name].split(4, **SIZES).val != split.val
+    with pytest.raises(ValueError, match="num_val is 0; it must be at least 1"):
+        TASKS[name].split(0, num_train=1, num_val=0)
 
 
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize("name", DOMAINS.tasks)
 def test_no_demonstration_is_on_a_held_out_prompt_and_errors_are_the_exception_without_habit(name):
-    split = DOMAINS[name].split(0, num_train=20, num_val=200)
-    demonstrate = DOMAINS[name].demonstrator(0, split, habit=0.0, slip=0.0)
+    split = TASKS[name].split(0, num_train=20, num_val=200)
+    demonstrate = TASKS[name].demonstrator(0, split, habit=0.0, slip=0.0)
     rng = np.random.default_rng(1)
     conversations = [demonstrate(rng) for _ in range(500)]
     if name != "dialogue":
@@ -47,15 +48,6 @@ def test_no_demonstration_is_on_a_held_out_prompt_and_errors_are_the_exception_w
 # arithmetic
 
 
-def test_three_digits_are_worked_as_in_the_demo():
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        problem = demo.draw_problem(rng)
-        assert arithmetic.work(problem) == demo.work(problem)
-        one, other = (demo.Teacher(np.random.default_rng(5), habit=0.7, slip=0.2) for _ in range(2))
-        assert arithmetic.work(problem, one) == demo.work(problem, other)
-
-
 @pytest.mark.parametrize(
     ("a", "b", "response"),
     [
@@ -65,9 +57,9 @@ def test_three_digits_are_worked_as_in_the_demo():
     ],
 )
 def test_other_widths_by_hand(a, b, response):
-    assert arithmetic.work(Problem(a, b)) == response
-    assert arithmetic.score(response, str(a + b)) == {"score": 1.0, "acc": 1.0, "well_formed": 1.0}
-    assert arithmetic.score(response, str(a + b + 1))["score"] == 0.0
+    assert addition.work(Problem(a, b)) == response
+    assert arithmetic.score([response], str(a + b)) == {"score": 1.0, "acc": 1.0, "well_formed": 1.0}
+    assert arithmetic.score([response], str(a + b + 1))["score"] == 0.0
 
 
 def test_shifted_sums_have_two_or_four_digits_and_the_others_three():
@@ -109,6 +101,30 @@ def test_the_truth_follows_from_the_knowledge_and_choices_hold_it_once():
     assert min(letters.values()) > 45  # of about 225, by chance 75 each
 
 
+def test_a_large_validation_holds_every_question_once():
+    """All questions on a fifth of the 120 pairs, written out by another way than they are drawn."""
+    split = science.split(0, num_train=10, num_val=1024)
+    asked = {read_question(example.prompt)[:2] for example in split.val}
+    assert len(asked) == 24
+    everything = set()
+    for substance, name in asked:
+        value = Knowledge(0).truth(substance, name)
+        everything.add(f"{name} of {substance}?")
+        for choices in itertools.product(PROPERTIES[name], repeat=3):
+            if len(set(choices)) == 3 and value in choices:
+                a, b, c = choices
+                everything.add(f"{name} of {substance}? {a}=a {b}=b {c}=c")
+    assert len(split.val) == len(everything) < 1024
+    assert {example.prompt for example in split.val} == everything
+    assert len({example.prompt for example in split.shifted}) == len(split.shifted) == 1024
+    assert len(science.split(0, num_train=10, num_val=2000).shifted) == 10 * (97 + 3 * 25)
+
+
+def test_more_training_questions_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"num_train is 5000; science has about 2\d\d\d different questions"):
+        science.split(0, num_train=5000, num_val=1)
+
+
 def test_no_pair_and_no_shifted_substance_is_in_training():
     split = science.split(2, **SIZES)
     pairs = [{read_question(example.prompt)[:2] for example in part} for part in (split.train, split.val)]
@@ -131,13 +147,13 @@ def test_a_worked_answer_by_hand_and_what_the_reward_says_of_others():
     assert Question(substance, "heat", (), True).prompt == f"{substance}: what heat?"
     response = f"{substance} {kind},{kind} {value}=b;b"
     assert science.work(knowledge, question) == response
-    assert science.score(response, "b") == {"score": 1.0, "acc": 1.0, "well_formed": 1.0}
+    assert science.score([response], "b") == {"score": 1.0, "acc": 1.0, "well_formed": 1.0}
     for wrong in (response[:-1] + "c", response[:-1], response + " ", "b", response.replace(";", ",")):
-        assert science.score(wrong, "b")["score"] == 0.0
-    assert science.score("b", "b")["well_formed"] == 0.0
+        assert science.score([wrong], "b")["score"] == 0.0
+    assert science.score(["b"], "b")["well_formed"] == 0.0
     short = Question(substance, "heat")
     assert science.work(knowledge, short) == f"{substance} {kind},{kind} {value};{value}"
-    assert science.score(science.work(knowledge, short), value)["score"] == 1.0
+    assert science.score([science.work(knowledge, short)], value)["score"] == 1.0
 
 
 def test_the_science_teacher_errs_where_it_has_learned_wrongly():
@@ -193,17 +209,20 @@ def test_messages_by_hand():
     assert GOAL.booking == "ok thai fri 4"
     shifted = Goal("taxi", {"from": "zoo", "to": "bank", "time": "8"}, ("from", "time"), True)
     assert shifted.prompt == "time 8 from zoo taxi"
-    assert [User(goal).reply("day?" if goal is GOAL else "to?") for goal in (GOAL, shifted)] == ["fri", "uh bank"]
+    assert [BookingUser(goal).reply("day?" if goal is GOAL else "to?") for goal in (GOAL, shifted)] == [
+        "fri",
+        "uh bank",
+    ]
     assert Goal.from_json(shifted.to_json()) == shifted
 
 
 def test_the_user_answers_repeats_wonders_and_hangs_up():
-    user = User(GOAL)
+    user = BookingUser(GOAL)
     assert [user.reply(turn) for turn in ("day?", "day?", "stars?", "hello")] == ["fri", "fri", "what?", "what?"]
     assert user.reply("people?") is None  # the fifth turn
-    assert User(GOAL).reply("ok") is None
-    assert User(GOAL).reply("ok thai fri 4") is None
-    assert User(GOAL).reply("okay") == "what?"
+    assert BookingUser(GOAL).reply("ok") is None
+    assert BookingUser(GOAL).reply("ok thai fri 4") is None
+    assert BookingUser(GOAL).reply("okay") == "what?"
 
 
 def test_the_teacher_without_faults_books_what_is_wanted():
@@ -244,13 +263,16 @@ def test_the_reward_goes_by_data_source():
     turns = ["day?", "people?", "ok thai fri 4"]
     found = compute_score("dialogue_shifted", "whatever", GOAL.to_json(), {TURNS: np.array(turns, dtype=object)})
     assert found["score"] == 1.0
+    assert compute_score("demo_addition", "0+0=0,0+0=0,1+1=2;200", "200")["score"] == 1.0
     assert compute_score("arithmetic_shifted", "0+0=0,1+2=3;30", "30")["score"] == 1.0
     assert compute_score("science", "bax metal,metal glows;b", "b", {})["score"] == 1.0
 
 
 def test_what_the_reward_cannot_judge_is_named():
-    with pytest.raises(ValueError, match="'demo_addition' is none of the domains'"):
-        compute_score("demo_addition", "", "")
+    with pytest.raises(
+        ValueError, match=r"data_source is 'gsm8k'; allowed are demo_addition, arithmetic, science, dia"
+    ):
+        compute_score("gsm8k", "", "")
     for extra_info in (None, {}):
-        with pytest.raises(ValueError, match=r"'dialogue': the assistant's turns are missing.*dialogue_agent"):
+        with pytest.raises(ValueError, match=r"no 'dialogue_turns' for data_source 'dialogue'.*dialogue_agent"):
             compute_score("dialogue", "ok thai fri 4", GOAL.to_json(), extra_info)

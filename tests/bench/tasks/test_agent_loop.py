@@ -2,23 +2,28 @@
 """The agent loop with a policy that says what it is told, and what the mask of its conversation does to training."""
 
 import asyncio
-from types import SimpleNamespace
 
+import hydra
 import pytest
 import torch
-from verl.experimental.agent_loop.agent_loop import DictConfigWrap, _agent_loop_registry
+from omegaconf import OmegaConf
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.trainer.ppo.core_algos import agg_loss, compute_gae_advantage_return, compute_policy_loss_vanilla
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.config import ActorConfig
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_dvpo.bench.demo.tokenizer import build_tokenizer, messages
-from verl_dvpo.bench.domains.agent_loop import DialogueAgentLoop
-from verl_dvpo.bench.domains.conversation import encode
-from verl_dvpo.bench.domains.dialogue import Goal
-from verl_dvpo.bench.domains.reward import TURNS, compute_score
+from verl_dvpo.bench.tasks.agent_loop import DialogueAgentLoop
+from verl_dvpo.bench.tasks.conversation import encode
+from verl_dvpo.bench.tasks.dialogue import Goal
+from verl_dvpo.bench.tasks.prepare import AGENTS
+from verl_dvpo.bench.tasks.registry import TASKS
+from verl_dvpo.bench.tasks.reward import compute_score
+from verl_dvpo.bench.tasks.task import TURNS
+from verl_dvpo.bench.tasks.tokenizer import build_tokenizer, messages
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
+from verl_dvpo.platforms.cpu.agent_loops import make_agent_loop
 
 TOKENIZER = build_tokenizer()
 GOAL = Goal("table", {"food": "thai", "day": "fri", "people": "4"}, ("food", "people"))
@@ -45,22 +50,27 @@ class Server:
         return TokenOutput(token_ids=tokens, log_probs=log_probs, num_preempted=0, extra_fields=fields)
 
 
-def run(turns, response_length=112, goal=GOAL):
-    rollout = SimpleNamespace(prompt_length=64, response_length=response_length, full_determinism=False)
+def arguments(server=None, response_length=112):
+    """The arguments that verl's worker gives an agent loop."""
+    rollout = {"prompt_length": 64, "response_length": response_length, "full_determinism": False}
+    return {
+        "trainer_config": DictConfigWrap(OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})),
+        "server_manager": server,
+        "tokenizer": TOKENIZER,
+        "processor": None,
+        "dataset_cls": RLHFDataset,
+        "data_config": DictConfigWrap(OmegaConf.create({})),
+        "hf_model_type": "qwen3",
+    }
+
+
+def run(turns, response_length=112, goal=GOAL, source="dialogue"):
     server = Server(turns)
 
     async def converse():
-        loop = DialogueAgentLoop(
-            trainer_config=DictConfigWrap(SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))),
-            server_manager=server,
-            tokenizer=TOKENIZER,
-            processor=None,
-            dataset_cls=RLHFDataset,
-            data_config=DictConfigWrap({}),
-            hf_model_type="qwen3",
-        )
+        loop = DialogueAgentLoop(**arguments(server, response_length))
         row = {"raw_prompt": messages(goal.prompt), "reward_model": {"ground_truth": goal.to_json()}}
-        return await loop.run({"temperature": 1.0}, **row)
+        return await loop.run({"temperature": 1.0}, data_source=source, **row)
 
     return asyncio.run(converse()), server
 
@@ -125,11 +135,19 @@ def test_five_turns_and_the_user_hangs_up():
     assert output.num_turns == 10
 
 
-def test_verl_finds_it_by_the_name_in_the_rows():
-    assert _agent_loop_registry["dialogue_agent"] == {
-        "_target_": "verl_dvpo.bench.domains.agent_loop.DialogueAgentLoop"
-    }
-    assert DialogueAgentLoop.__module__ == "verl_dvpo.bench.domains.agent_loop"
+def test_a_task_without_a_user_is_refused():
+    with pytest.raises(ValueError, match=r"data_source is 'science_shifted'; .* set agent_name=single_turn_agent"):
+        run(["day?<|im_end|>"], source="science_shifted")
+
+
+def test_the_written_file_makes_it_as_verls_worker_does():
+    """verl loads the file, keeps each entry by its name and instantiates it with Hydra."""
+    (entry,) = OmegaConf.create(AGENTS)
+    assert entry.name == TASKS["dialogue"].agent == "dialogue_agent"
+    made = hydra.utils.instantiate(entry, **arguments())
+    assert type(made) is DialogueAgentLoop
+    assert type(make_agent_loop(entry, **arguments())) is DialogueAgentLoop
+    assert made.response_length == 112
 
 
 def masked_conversation():

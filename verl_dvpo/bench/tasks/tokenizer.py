@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's tokenizer: one token a character, in the file format that transformers and vLLM load.
+"""Builds the tasks' tokenizer: one token a character, in the file format that transformers and vLLM load.
 
 The vocabulary is printable ASCII and the newline, four role names, and the special tokens of ChatML. The role names
 are tokens of their own so that a prompt stays short; ``<|im_end|>`` and a newline of one token are what verl's
@@ -16,7 +16,7 @@ SPECIAL_TOKENS = (PAD, START, END, UNKNOWN)
 ROLES = ("system", "user", "assistant", "tool")
 CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + " "
 
-# No default system message: verl takes what a template puts before the first message for one.
+# Without a default system message: verl takes whatever a template puts before the first message for one.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
@@ -25,8 +25,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose `save_pretrained` writes a complete ``tokenizer.json``; it always builds the same one."""
+def build_tokenizer(*, max_length: int = 128) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer whose ``save_pretrained`` writes a complete ``tokenizer.json``.
+
+    Args:
+        max_length: tokens that the model has room for.
+    """
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *ROLES, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(ROLES) + r"|[\s\S]"), behavior="isolated")
@@ -39,17 +43,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        model_max_length=128,
+        model_max_length=max_length,
     )
 
 
 def messages(prompt: str) -> list[dict[str, str]]:
-    """The chat messages of a problem: one from the user."""
+    """Returns the chat messages of a prompt: one from the user."""
     return [{"role": "user", "content": prompt}]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """Token ids of a prompt as the rollout sees it: through the chat template, with the generation prompt."""
+    """Returns a prompt's token ids as the rollout sees them: with the chat template and its generation prompt."""
     return list(
         tokenizer.apply_chat_template(messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
     )

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about a made-up chemistry: substances belong to classes, and classes have properties.
+"""Task science: questions about a made-up chemistry, in which substances belong to classes that have properties.
 
 ``heat of bax?`` is answered ``bax metal,metal glows;glows``: a fact about the substance, a law about its class, the
-answer. ``heat of bax? boils=a glows=b melts=c`` is answered with a letter, ``bax metal,metal glows=b;b``. Which
-substance is what, and which class does what, is drawn once with the seed (`Knowledge`), and the teacher that
-demonstrates has learned some laws and some facts wrongly.
+answer. ``heat of bax? boils=a glows=b melts=c`` is answered with a letter, ``bax metal,metal glows=b;b``. The seed
+decides all facts and laws (``Knowledge``). The teacher has learned some of both wrongly.
 
-Held out of training are a fifth of the pairs (substance, property), which are the validation, and a quarter of the
-substances, which are the shifted validation, asked in other words and with one choice more.
+The validation asks about a fifth of the pairs (substance, property), which training never asks about. The shifted
+validation asks about a quarter of the substances, in other words and with one choice more.
 """
 
 import itertools
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from verl_dvpo.bench.domains.example import (
+from verl_dvpo.bench.tasks.task import (
     SHIFTED,
     Conversation,
     Demonstrate,
     Example,
     Split,
+    Task,
     check_sizes,
     happens,
     pick,
@@ -38,32 +40,34 @@ PROPERTIES: dict[str, tuple[str, ...]] = {
 }
 NUM_SUBSTANCES = 40
 NUM_SHIFTED = 10
-#: Substances of which the teacher takes the class wrongly, and laws that it takes wrongly.
+#: Substances whose class the teacher has learned wrongly, and laws that it has learned wrongly.
 NUM_SHAKY_SUBSTANCES, NUM_SHAKY_LAWS = 4, 9
 LETTERS = "abcd"
+#: Wrong choices of a question that is not shifted, and of one that is.
+NUM_WRONG = (2, 3)
 _RESPONSE = re.compile(r"[a-z ,=]*;([a-z]+)")
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The truth, and what the teacher takes for it.
+    """The true facts and laws, and the teacher's wrong ones.
 
     Attributes:
-        seed: of everything.
+        seed: of all that is drawn.
     """
 
     seed: int
 
     @cached_property
     def substances(self) -> tuple[str, ...]:
-        """`NUM_SUBSTANCES` names of three letters; the last `NUM_SHIFTED` are the shifted ones."""
+        """``NUM_SUBSTANCES`` names of three letters; the last ``NUM_SHIFTED`` are those of the shifted validation."""
         names = ["".join(letters) for letters in itertools.product("bdfgklmnprstvz", "aeiou", "bdfgklmnprstvxz")]
         chosen = self._rng(0).choice(len(names), size=NUM_SUBSTANCES, replace=False)
         return tuple(names[index] for index in chosen)
 
     @cached_property
     def class_of(self) -> dict[str, str]:
-        """Substance -> class; classes are about as large as each other among shifted and other substances alike."""
+        """Substance -> class; classes are of nearly equal size, among shifted and other substances alike."""
         rng = self._rng(1)
         found = {}
         for start, end in ((0, NUM_SUBSTANCES - NUM_SHIFTED), (NUM_SUBSTANCES - NUM_SHIFTED, NUM_SUBSTANCES)):
@@ -73,13 +77,13 @@ class Knowledge:
 
     @cached_property
     def laws(self) -> dict[tuple[str, str], str]:
-        """(Class, property) -> what it is."""
+        """(Class, property) -> the property's true value."""
         rng = self._rng(2)
         return {(each, name): pick(rng, values) for each in CLASSES for name, values in PROPERTIES.items()}
 
     @cached_property
     def wrong_class(self) -> dict[str, str]:
-        """Substance -> the class that the teacher usually names, where that is a wrong one."""
+        """Substance -> the wrong class that the teacher usually names; only substances that it is shaky on."""
         rng = self._rng(3)
         shaky = rng.choice(NUM_SUBSTANCES - NUM_SHIFTED, size=NUM_SHAKY_SUBSTANCES, replace=False)
         names = [self.substances[index] for index in sorted(shaky)]
@@ -87,14 +91,14 @@ class Knowledge:
 
     @cached_property
     def wrong_laws(self) -> dict[tuple[str, str], str]:
-        """(Class, property) -> what the teacher usually says, where that is wrong."""
+        """(Class, property) -> the wrong value that the teacher usually names; only laws that it is shaky on."""
         rng = self._rng(4)
         laws = list(self.laws)
         shaky = [laws[index] for index in sorted(rng.choice(len(laws), size=NUM_SHAKY_LAWS, replace=False))]
         return {law: pick(rng, [v for v in PROPERTIES[law[1]] if v != self.laws[law]]) for law in shaky}
 
     def truth(self, substance: str, name: str) -> str:
-        """What the substance's property is."""
+        """Returns the true value of a substance's property."""
         return self.laws[self.class_of[substance], name]
 
     def _rng(self, stream: int) -> np.random.Generator:
@@ -103,7 +107,7 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `choices` are empty for a short answer."""
+    """One question; ``choices`` is empty for a short answer."""
 
     substance: str
     name: str
@@ -112,37 +116,37 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """For example ``heat of bax?``, shifted ``bax: what heat?``, and the choices behind it."""
+        """The user's message, for example ``heat of bax?`` (shifted ``bax: what heat?``), followed by the choices."""
         text = f"{self.substance}: what {self.name}?" if self.shifted else f"{self.name} of {self.substance}?"
         return " ".join([text, *(f"{choice}={LETTERS[i]}" for i, choice in enumerate(self.choices))])
 
     def answer(self, value: str) -> str:
-        """How the answer `value` is given: itself, or its letter; itself also where it is not among the choices."""
+        """Returns the letter of ``value`` among the choices, or ``value`` itself if it is not one of them."""
         return LETTERS[self.choices.index(value)] if value in self.choices else value
 
 
 def work(knowledge: Knowledge, question: Question, teacher: "Teacher | None" = None) -> str:
-    """The worked response; without a teacher every step is right."""
+    """Writes the worked response; without a teacher every step is right."""
     kind = knowledge.class_of[question.substance] if teacher is None else teacher.class_of(question.substance)
     value = knowledge.laws[kind, question.name] if teacher is None else teacher.law(kind, question.name)
-    # the choice is repeated with its letter behind it, as it stands in the question
+    # A choice is repeated with its letter, as it stands in the question.
     step = f"{value}={question.answer(value)}" if value in question.choices else value
     return f"{question.substance} {kind},{kind} {step};{question.answer(value)}"
 
 
 class Teacher:
-    """Knows most of it: errs by habit where it has learned something wrong, and by a slip anywhere else."""
+    """Errs by habit where it has learned something wrong, and by a slip anywhere else."""
 
     def __init__(self, knowledge: Knowledge, rng: np.random.Generator, *, habit: float, slip: float):
         self._knowledge, self._rng, self._habit, self._slip = knowledge, rng, habit, slip
 
     def class_of(self, substance: str) -> str:
-        """The class that it names."""
+        """Draws the class that the teacher names."""
         right, wrong = self._knowledge.class_of[substance], self._knowledge.wrong_class.get(substance)
         return self._say(right, wrong, CLASSES)
 
     def law(self, kind: str, name: str) -> str:
-        """What it says that a class does."""
+        """Draws the value that the teacher names for the property ``name`` of the class ``kind``."""
         right, wrong = self._knowledge.laws[kind, name], self._knowledge.wrong_laws.get((kind, name))
         return self._say(right, wrong, PROPERTIES[name])
 
@@ -155,22 +159,29 @@ class Teacher:
 
 
 def split(seed: int, *, num_train: int, num_val: int) -> Split:
-    """Distinct questions; a pair (substance, property) of one split is in no other."""
+    """Draws distinct questions; a pair (substance, property) of one part is in no other.
+
+    A validation has at most as many questions as there are on its pairs (510 to 580 by the seed, and 1720 in the
+    shifted one), so it is smaller than ``num_val`` where that is larger.
+
+    Raises:
+        ValueError: if a size is below 1, or if there are fewer than ``num_train`` questions to train on.
+    """
     check_sizes(num_train=num_train, num_val=num_val)
     knowledge = Knowledge(seed)
     train, val, shifted = _pairs(knowledge)
     rng = np.random.default_rng([seed, 21])
     return Split(
         _examples(knowledge, rng, train, num_train, shifted=False),
-        _examples(knowledge, rng, val, num_val, shifted=False),
-        _examples(knowledge, rng, shifted, num_val, shifted=True),
+        _examples(knowledge, rng, val, min(num_val, num_questions(val, shifted=False)), shifted=False),
+        _examples(knowledge, rng, shifted, min(num_val, num_questions(shifted, shifted=True)), shifted=True),
     )
 
 
 def demonstrator(seed: int, held_out: Split, *, habit: float, slip: float) -> Demonstrate:
-    """The teacher on all substances in both wordings; the very questions of the validations are left out."""
+    """Returns the teacher, on questions about all substances in both wordings that are in no validation."""
     knowledge = Knowledge(seed)
-    prompts = {example.prompt for example in (*held_out.val, *held_out.shifted)}
+    prompts = {example.prompt for example in held_out.validations}
 
     def demonstrate(rng: np.random.Generator) -> Conversation:
         teacher = Teacher(knowledge, rng, habit=habit, slip=slip)
@@ -183,15 +194,30 @@ def demonstrator(seed: int, held_out: Split, *, habit: float, slip: float) -> De
     return demonstrate
 
 
-def score(response: str, truth: str) -> dict[str, float]:
-    """1 for exactly the right answer after the ``;``, 0 otherwise; the steps earn nothing."""
+def score(turns: Sequence[str], truth: str) -> dict[str, float]:
+    """Returns 1 for exactly the right answer after the ``;`` and 0 otherwise; the steps earn nothing.
+
+    Args:
+        turns: the response, alone.
+        truth: the right value, or its letter.
+
+    Returns:
+        ``score`` and ``acc``, which are equal; ``well_formed``, 1 if there is an answer to read. Each is 0.0 or 1.0.
+    """
+    (response,) = turns
     match = _RESPONSE.fullmatch(response)
     correct = float(match is not None and match.group(1) == truth)
     return {"score": correct, "acc": correct, "well_formed": float(match is not None)}
 
 
+def num_questions(pairs: Sequence[tuple[str, str]], *, shifted: bool) -> int:
+    """Counts the different questions on pairs (substance, property): a short one, and all orders of all choices."""
+    wrong = NUM_WRONG[shifted]
+    return sum(1 + math.comb(len(PROPERTIES[name]) - 1, wrong) * math.factorial(wrong + 1) for _, name in pairs)
+
+
 def _pairs(knowledge: Knowledge) -> tuple[list, list, list]:
-    """Pairs (substance, property) of training, validation and shifted validation."""
+    """Returns the pairs (substance, property) of training, validation and shifted validation."""
     known = knowledge.substances[: NUM_SUBSTANCES - NUM_SHIFTED]
     pairs = list(itertools.product(known, PROPERTIES))
     order = np.random.default_rng([knowledge.seed, 22]).permutation(len(pairs))
@@ -201,13 +227,13 @@ def _pairs(knowledge: Knowledge) -> tuple[list, list, list]:
 
 
 def _ask(knowledge: Knowledge, rng: np.random.Generator, pair: tuple[str, str], *, shifted: bool) -> Question:
-    """A short answer in one of four, else a choice of three, or of four where the question is shifted."""
+    """Asks for a short answer in one of four cases, else for a choice of three, or of four if shifted."""
     substance, name = pair
     if happens(rng, 0.25):
         return Question(substance, name, (), shifted)
     right = knowledge.truth(substance, name)
     others = [value for value in PROPERTIES[name] if value != right]
-    wrong = rng.choice(others, size=3 if shifted else 2, replace=False)
+    wrong = rng.choice(others, size=NUM_WRONG[shifted], replace=False)
     return Question(substance, name, tuple(str(each) for each in rng.permutation([right, *wrong])), shifted)
 
 
@@ -223,5 +249,10 @@ def _examples(
         found.setdefault(question.prompt, Example(source, question.prompt, truth))
         tries += 1
         if tries > 50 * count + 1000:
-            raise ValueError(f"{source} has no {count} different questions; about {len(found)} are all there are")
+            raise ValueError(
+                f"num_train is {count}; {source} has about {len(found)} different questions; choose a smaller one"
+            )
     return list(found.values())
+
+
+TASK = Task(name=NAME, ability="science", split=split, demonstrator=demonstrator, score=score)

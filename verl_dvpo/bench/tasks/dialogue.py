@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task dialogue: the assistant books what the user wants, and has to ask for what the user did not say.
+"""Task dialogue: the assistant books what the user wants and must ask for what the user did not say.
 
     user       table food thai people 4
     assistant  day?
     user       fri
     assistant  ok thai fri 4
 
-``<slot>?`` asks, ``ok`` and the values in the service's order books and ends the dialogue. The user is a program
-(`User`) that knows its goal. The teacher that demonstrates hardly ever asks for some of the slots, and guesses.
+``<slot>?`` asks for a slot. ``ok`` and the values in the service's order book and end the dialogue. The user is a
+program (``BookingUser``) that knows its goal. The teacher hardly ever asks for some of the slots and guesses them.
 
-Training and validation are about tables and taxis; in the shifted validation users order rooms too, say things the
-other way round, and hesitate.
+Training and validation are about tables and taxis. In the shifted validation users also order rooms, name slots in
+reverse order and hesitate.
 """
 
 import json
@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from verl_dvpo.bench.domains.example import (
+from verl_dvpo.bench.tasks.task import (
     SHIFTED,
     Conversation,
     Demonstrate,
     Example,
     Split,
+    Task,
     check_sizes,
     happens,
     pick,
@@ -43,7 +44,7 @@ SERVICES: dict[str, dict[str, tuple[str, ...]]] = {
     "room": {"city": ("rome", "oslo", "bonn", "lima"), "nights": tuple("1234567"), "stars": tuple("12345")},
 }
 TRAINED = ("table", "taxi")
-#: Slots for which the teacher hardly ever asks.
+#: Slots that the teacher hardly ever asks for.
 SHAKY_SLOTS = frozenset({"day", "time", "stars"})
 #: Assistant turns after which the user hangs up: one for each slot, the booking, and one wasted.
 MOST_TURNS = 5
@@ -53,13 +54,13 @@ _BOOK = re.compile(r"ok((?: [a-z0-9]+)*)")
 
 @dataclass(frozen=True)
 class Goal:
-    """What a user wants, and how it is said.
+    """A user's wish and manner of speaking.
 
     Attributes:
-        service: of `SERVICES`.
+        service: a name in ``SERVICES``.
         slots: slot -> value, all slots of the service, in its order.
         given: the slots that the first message names.
-        shifted: whether the user speaks the other way round.
+        shifted: whether the user names slots in reverse order and hesitates.
     """
 
     service: str
@@ -84,25 +85,25 @@ class Goal:
         return " ".join(["ok", *self.slots.values()])
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
+        """Writes the goal as JSON, which ``from_json`` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Goal":
-        """The goal that `to_json` wrote."""
+        """Reads a goal that ``to_json`` wrote."""
         content = json.loads(text)
         return cls(**{**content, "given": tuple(content["given"])})
 
 
-class User:
-    """Answers the assistant until it books, or for `MOST_TURNS` of its turns."""
+class BookingUser:
+    """Answers the assistant until it books, for at most ``MOST_TURNS`` of its turns."""
 
     def __init__(self, goal: Goal):
         self._goal = goal
         self._turns = 0
 
     def reply(self, assistant: str) -> str | None:
-        """What the user says to the assistant's message; None when the dialogue is over."""
+        """Returns the answer to the assistant's message, or None when the dialogue is over."""
         self._turns += 1
         if _BOOK.fullmatch(assistant) or self._turns >= MOST_TURNS:
             return None
@@ -114,7 +115,7 @@ class User:
 
 
 def draw_goal(rng: np.random.Generator, services: Sequence[str], *, shifted: bool) -> Goal:
-    """A goal whose first message names each slot with probability 1/2."""
+    """Draws a goal whose first message names each slot with probability 1/2."""
     service = pick(rng, services)
     slots = {slot: pick(rng, values) for slot, values in SERVICES[service].items()}
     while service == "taxi" and slots["to"] == slots["from"]:
@@ -123,7 +124,11 @@ def draw_goal(rng: np.random.Generator, services: Sequence[str], *, shifted: boo
 
 
 def split(seed: int, *, num_train: int, num_val: int) -> Split:
-    """Goals, no two of them with the same first message and the same values."""
+    """Draws distinct goals: no two have the same values and name the same slots first.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
     check_sizes(num_train=num_train, num_val=num_val)
     rng = np.random.default_rng([seed, 30])
     taken: set[str] = set()
@@ -143,8 +148,8 @@ def split(seed: int, *, num_train: int, num_val: int) -> Split:
 
 
 def demonstrator(seed: int, held_out: Split, *, habit: float, slip: float) -> Demonstrate:
-    """The teacher with goals of all services in both manners; the goals of the validations are left out."""
-    truths = {example.truth for example in (*held_out.val, *held_out.shifted)}
+    """Returns the teacher, with goals of all services in both manners that are in no validation."""
+    truths = {example.truth for example in held_out.validations}
 
     def demonstrate(rng: np.random.Generator) -> Conversation:
         while True:
@@ -156,8 +161,15 @@ def demonstrator(seed: int, held_out: Split, *, habit: float, slip: float) -> De
 
 
 def converse(goal: Goal, rng: np.random.Generator, *, habit: float, slip: float) -> Conversation:
-    """A dialogue of user and teacher: habit is to guess a shaky slot, a slip to guess or miscopy any other."""
-    user = User(goal)
+    """Plays a dialogue of user and teacher.
+
+    Args:
+        goal: the user's.
+        rng: source of the teacher's errors.
+        habit: probability in [0, 1] of a guess for a shaky slot that the user did not name.
+        slip: probability in [0, 1] of a random value for any other slot.
+    """
+    user = BookingUser(goal)
     said = [goal.prompt]
     booked = {}
     for slot, values in SERVICES[goal.service].items():
@@ -171,9 +183,9 @@ def converse(goal: Goal, rng: np.random.Generator, *, habit: float, slip: float)
 
 
 def score(turns: Sequence[str], truth: str) -> dict[str, float]:
-    """Judges the assistant's turns.
+    """Judges the assistant's turns by three rates.
 
-    The names are those of arXiv 2512.03847, which does not define them; these definitions are ours.
+    Their names are from arXiv 2512.03847, which does not define them; the definitions are ours.
 
     Args:
         turns: what the assistant said, one string a turn.
@@ -195,3 +207,11 @@ def score(turns: Sequence[str], truth: str) -> dict[str, float]:
     acr = sum(slot in asked for slot in goal.needed) / len(goal.needed) if goal.needed else 1.0
     well_formed = float(len(values) == len(goal.slots))
     return {"score": complete, "acc": complete, "tcr": complete, "acr": acr, "gcr": gcr, "well_formed": well_formed}
+
+
+def user(truth: str) -> BookingUser:
+    """Returns the user who has the goal ``truth``, in JSON."""
+    return BookingUser(Goal.from_json(truth))
+
+
+TASK = Task(name=NAME, ability="dialogue", split=split, demonstrator=demonstrator, score=score, user=user)

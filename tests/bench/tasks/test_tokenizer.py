@@ -9,10 +9,10 @@ from verl.utils.tokenizer import hf_tokenizer
 from verl.utils.tokenizer.chat_template import initialize_system_prompt, initialize_turn_separator
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_dvpo.bench.demo.model import build_config
-from verl_dvpo.bench.demo.task import Problem, Teacher, draw_problem
-from verl_dvpo.bench.demo.tokenizer import build_tokenizer, encode_prompt, messages
-from verl_dvpo.bench.demo.warm_start import encode_demonstration
+from verl_dvpo.bench.tasks.addition import Problem, Teacher, draw_problem, work
+from verl_dvpo.bench.tasks.conversation import encode
+from verl_dvpo.bench.tasks.model import build_config
+from verl_dvpo.bench.tasks.tokenizer import build_tokenizer, encode_prompt, messages
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_every_demonstration_survives_a_round_trip_one_token_a_character(saved):
     teacher = Teacher(rng, habit=0.8, slip=0.2)
     for _ in range(1000):
         problem = draw_problem(rng)
-        for text in (problem.prompt, teacher.demonstrate(problem)):
+        for text in (problem.prompt, work(problem, teacher)):
             ids = saved.encode(text, add_special_tokens=False)
             assert len(ids) == len(text)
             assert saved.unk_token_id not in ids
@@ -62,7 +62,7 @@ def test_prompt_by_hand(saved):
 def test_rollout_sends_the_tokens_of_the_warm_start(saved, problem):
     builder = create_continuous_token_builder(saved, hf_model_type="qwen3")
     rollout_ids = builder.build_initial_tokens(messages(problem.prompt))
-    ids, labels = encode_demonstration(build_tokenizer(), problem.prompt, "1+1=2;2")
+    ids, labels = encode(build_tokenizer(), [problem.prompt, "1+1=2;2"])
     trained_prompt = [token for token, label in zip(ids, labels, strict=True) if label == -100]
     assert trained_prompt == rollout_ids
     assert ids[: len(rollout_ids)] == rollout_ids
@@ -73,3 +73,8 @@ def test_rollout_sends_the_tokens_of_the_warm_start(saved, problem):
 def test_verl_finds_no_system_prompt_and_the_newline_between_turns(saved):
     assert initialize_system_prompt(saved) == []
     assert saved.decode(initialize_turn_separator(saved)) == "\n"
+
+
+def test_the_model_has_room_for_what_the_tokenizer_declares():
+    assert build_config(build_tokenizer()).max_position_embeddings == 128
+    assert build_config(build_tokenizer(max_length=256)).max_position_embeddings == 256

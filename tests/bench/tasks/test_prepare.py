@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's folder: read by verl and transformers, made whole or not at all, reused where it fits."""
+"""Tests the demo's folder: verl and transformers read it; it is made whole or not at all, and reused if it fits."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -15,13 +16,24 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import hf_tokenizer
 
-from verl_dvpo.bench.demo import prepare, reward
-from verl_dvpo.bench.demo.__main__ import main
-from verl_dvpo.bench.demo.prepare import prepare_demo
-from verl_dvpo.bench.demo.task import Problem, is_correct, work
-from verl_dvpo.bench.demo.warm_start import WarmStartConfig, greedy_responses
+from verl_dvpo.bench.tasks import conversation, reward
+from verl_dvpo.bench.tasks.addition import Problem, work
+from verl_dvpo.bench.tasks.conversation import greedy_responses
+from verl_dvpo.bench.tasks.prepare import prepare
+from verl_dvpo.bench.tasks.registry import DEMO, TASKS
+from verl_dvpo.bench.tasks.task import Example
+from verl_dvpo.cli import main
 
-SMALL = {"num_train": 40, "num_val": 12, "warm_start_config": WarmStartConfig(steps=2, batch_size=4)}
+NAME = "demo_addition"
+SMALL = {
+    "num_train": 40,
+    "num_val": 12,
+    "config": dataclasses.replace(DEMO.warm_start, steps=2, batch_size=4),
+}
+
+
+def prepare_demo(folder, **settings):
+    return prepare(DEMO, folder, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,7 @@ def listing(folder):
 def test_verl_reads_the_data(demo, split, tmp_path):
     config = OmegaConf.create({"max_prompt_length": 32, "cache_dir": str(tmp_path), "truncation": "error"})
     tokenizer = hf_tokenizer(str(demo.model))
-    dataset = RLHFDataset(str(getattr(demo, split)), tokenizer, config)
+    dataset = RLHFDataset(str(demo.file(NAME, split)), tokenizer, config)
     assert len(dataset) == {"train": 40, "val": 12}[split]
     for index, row in enumerate(dataset[i] for i in range(len(dataset))):
         (message,) = row["raw_prompt"]
@@ -52,7 +64,7 @@ def test_verl_reads_the_data(demo, split, tmp_path):
 def test_the_files_share_no_problem(demo):
     problems = [
         frozenset(row[0]["content"].removesuffix("=").split("+"))
-        for path in (demo.train, demo.val)
+        for path in (demo.file(NAME, "train"), demo.file(NAME, "val"))
         for row in pd.read_parquet(path)["prompt"]
     ]
     assert len(set(problems)) == len(problems) == 52
@@ -70,27 +82,29 @@ def test_model_loads_for_actor_and_critic_and_its_accuracy_is_the_recorded_one(d
     assert critic.model.norm.weight.equal(actor.model.norm.weight)
     tokenizer = hf_tokenizer(str(demo.model))
     assert actor.generation_config.eos_token_id == tokenizer.eos_token_id
-    problems = [Problem(*map(int, row[0]["content"][:-1].split("+"))) for row in pd.read_parquet(demo.val)["prompt"]]
-    responses = greedy_responses(actor, tokenizer, problems)
-    correct = [is_correct(response, problem.answer) for response, problem in zip(responses, problems, strict=True)]
-    assert demo.greedy_accuracy == sum(correct) / 12
+    prompts = [row[0]["content"] for row in pd.read_parquet(demo.file(NAME, "val"))["prompt"]]
+    examples = [Example(NAME, prompt, "") for prompt in prompts]
+    responses = greedy_responses(actor, tokenizer, TASKS[NAME], examples, longest=30)
+    right = [sum(map(int, prompt[:-1].split("+"))) for prompt in prompts]
+    correct = [said.partition(";")[2] == str(answer) for (said,), answer in zip(responses, right, strict=True)]
+    assert demo.scores[NAME]["acc"] == sum(correct) / 12
 
 
 def test_same_settings_are_reused_and_the_seed_gives_the_same_data(demo, tmp_path):
     out = tmp_path / "demo"
     first = prepare_demo(out, **SMALL)
-    for one, other in ((first.train, demo.train), (first.val, demo.val)):
-        assert one.read_bytes() == other.read_bytes()
+    for part in ("train", "val"):
+        assert first.file(NAME, part).read_bytes() == demo.file(NAME, part).read_bytes()
     stamp = first.model.stat().st_mtime_ns
     again = prepare_demo(out, **SMALL)
     assert (first.reused, again.reused) == (False, True)
     assert again.model.stat().st_mtime_ns == stamp
-    assert (again.model, again.train, again.val) == (first.model, first.train, first.val)
-    assert again.greedy_accuracy == first.greedy_accuracy
+    assert again == dataclasses.replace(first, reused=True)
+    assert listing(out) == ["demo.json", "model", "train.parquet", "val.parquet"]
 
     other = prepare_demo(out, seed=1, **SMALL)
     assert not other.reused
-    assert other.val.read_bytes() != demo.val.read_bytes()
+    assert other.file(NAME, "val").read_bytes() != demo.file(NAME, "val").read_bytes()
     assert listing(tmp_path) == ["demo"]
 
 
@@ -102,7 +116,7 @@ def test_a_failure_leaves_nothing_and_spares_what_was_there(monkeypatch, tmp_pat
     def fail(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare.warm_start, "greedy_accuracy", fail)  # the last thing before the manifest
+    monkeypatch.setattr(conversation, "greedy_scores", fail)  # the last thing before the manifest
     for target in (out, tmp_path / "other"):
         with pytest.raises(KeyboardInterrupt):
             prepare_demo(target, seed=7, **SMALL)
@@ -112,7 +126,9 @@ def test_a_failure_leaves_nothing_and_spares_what_was_there(monkeypatch, tmp_pat
 
 def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):
     out = tmp_path / "demo"
-    process = subprocess.Popen([sys.executable, "-m", "verl_dvpo.bench.demo", "--out", str(out), "--steps", "100000"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "verl_dvpo.cli", "demo-data", "--out", str(out), "--steps", "100000"]
+    )
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".demo.partial-*/val.parquet")):
@@ -129,10 +145,10 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):
 
 def test_a_folder_that_is_not_a_demo_is_left_alone(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"out_dir .* not a demo folder"):
+    with pytest.raises(ValueError, match=r"out_dir is .* an earlier demo folder, but holds no demo\.json"):
         prepare_demo(tmp_path, **SMALL)
     assert listing(tmp_path) == ["precious.txt"]
-    with pytest.raises(ValueError, match=r"out_dir .* not a demo folder"):
+    with pytest.raises(ValueError, match=r"out_dir is .* an earlier demo folder, but holds no demo\.json"):
         prepare_demo(tmp_path / "precious.txt", **SMALL)
 
 
@@ -145,15 +161,25 @@ def test_impossible_settings_are_named(settings, tmp_path):
 
 
 def test_command_makes_the_tiny_variant_and_says_where(tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "demo"), "--tiny", "--steps", "1"]) == 0
+    assert main(["demo-data", "--out", str(tmp_path / "demo"), "--tiny", "--steps", "1"]) == 0
     assert str(tmp_path / "demo" / "model") in capsys.readouterr().out
     settings = json.loads((tmp_path / "demo" / "demo.json").read_text())["settings"]
     assert (settings["steps"], settings["num_train"], settings["num_val"]) == (1, 64, 16)
-    assert main(["--out", str(tmp_path / "demo"), "--tiny", "--steps", "0"]) == 2
-    assert "steps must be at least 1, got 0" in capsys.readouterr().err
+    assert main(["demo-data", "--out", str(tmp_path / "demo"), "--tiny", "--steps", "0"]) == 2
+    assert "error: steps is 0; it must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", ["pkg://verl_dvpo.bench.demo.reward", reward.__file__])
+def test_the_size_of_the_validation_is_an_option(tmp_path):
+    """It is the validation that the library gives for that size, and the tiny training set stays."""
+    out = tmp_path / "demo"
+    assert main(["demo-data", "--out", str(out), "--tiny", "--steps", "1", "--num-val", "40"]) == 0
+    prompts = [row[0]["content"] for row in pd.read_parquet(out / "val.parquet")["prompt"]]
+    assert prompts == [example.prompt for example in TASKS[NAME].split(0, num_train=64, num_val=40).val]
+    assert len(pd.read_parquet(out / "train.parquet")) == 64
+    assert main(["demo-data", "--out", str(out), "--num-val", "0"]) == 2
+
+
+@pytest.mark.parametrize("path", ["pkg://verl_dvpo.bench.tasks.reward", reward.__file__])
 def test_verl_loads_the_reward(path):
     config = OmegaConf.create({"reward": {"custom_reward_function": {"path": path, "name": "compute_score"}}})
     score = get_custom_reward_fn(config)

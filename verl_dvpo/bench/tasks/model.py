@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's model: a Qwen3 causal LM of under a million parameters."""
+"""Builds the tasks' model: a Qwen3 causal LM of under a million parameters."""
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """The architecture, sized for two CPU cores; `head_dim` is the smallest that vLLM's CPU attention supports."""
+    """Returns the architecture, sized for two CPU cores.
+
+    ``head_dim`` is the smallest that vLLM's CPU attention supports. The model has room for as many tokens as the
+    tokenizer declares (``model_max_length``).
+    """
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -15,7 +19,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=128,
+        max_position_embeddings=tokenizer.model_max_length,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=False,
         use_cache=True,
@@ -26,10 +30,11 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen3ForCausalLM:
-    """A freshly initialised model in float32. The caller's random state is left as it was."""
+    """Returns a freshly initialised model in float32; the caller's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(build_config(tokenizer))
+    assert model.generation_config is not None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.float()

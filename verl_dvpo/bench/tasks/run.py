@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs verl's ``main_ppo`` on the demo, shows a line per step, and says what came of it.
+"""Runs verl's ``main_ppo`` on the demo, shows a line a step and summarises the result.
 
-The run is verl's own, in a process of its own; this module only reads the metrics that verl writes as JSON lines.
+The run is verl's own, in a process of its own. This module only reads the metrics that verl writes as JSON lines.
 """
 
 import json
@@ -17,11 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_dvpo.bench.demo.prepare import DemoFolder
+from verl_dvpo.bench.tasks.addition import NAME
+from verl_dvpo.bench.tasks.prepare import TaskFolder
+from verl_dvpo.records import read_metrics
 
-ACCURACY = "val-core/demo_addition/acc/mean@1"
+ACCURACY = f"val-core/{NAME}/acc/mean@1"
 
-# Heading -> verl's metric. What a run has no critic for is left blank.
+# Heading -> verl's metric. Cells of the critic stay blank in a run without one.
 COLUMNS = {
     "reward": "critic/score/mean",
     "length": "response_length/mean",
@@ -39,37 +41,37 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where one run leaves its traces.
+    """The files of one run.
 
     Attributes:
         folder: of the run.
-        log: everything that verl printed.
-        metrics: JSON lines, one a step.
-        tensorboard: folder for TensorBoard.
-        checkpoints: folder of verl's checkpoints.
     """
 
     folder: Path
 
     @property
     def log(self) -> Path:
+        """Everything that verl prints."""
         return self.folder / "train.log"
 
     @property
     def metrics(self) -> Path:
+        """JSON lines, one a step."""
         return self.folder / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
+        """The folder of TensorBoard's files."""
         return self.folder / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of verl's checkpoints."""
         return self.folder / "checkpoints"
 
 
-def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> int:
-    """Trains on the demo and prints what happens.
+def run_demo(demo: TaskFolder, folder: str | Path, overrides: Sequence[str]) -> int:
+    """Trains on the demo and prints its progress and its result.
 
     Args:
         demo: model and data.
@@ -84,7 +86,7 @@ def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> 
     paths.metrics.unlink(missing_ok=True)
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", "platform=cpu", "+task=demo"),
-        *(f"demo.dir={demo.model.parent.resolve()}", f"trainer.default_local_dir={paths.checkpoints}"),
+        *(f"demo.dir={demo.path.resolve()}", f"trainer.default_local_dir={paths.checkpoints}"),
         f"hydra.run.dir={paths.folder / 'hydra'}",
         *overrides,
     ]
@@ -100,7 +102,7 @@ def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> 
     started = time.monotonic()
     with open(paths.log, "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        before = signal.signal(signal.SIGTERM, _exit)  # so that the training below ends too
+        before = signal.signal(signal.SIGTERM, _exit)  # a SIGTERM ends the training too
         try:
             show(follow(paths.metrics, process))
         finally:
@@ -117,7 +119,7 @@ def run_demo(demo: DemoFolder, folder: str | Path, overrides: Sequence[str]) -> 
 
 
 def _exit(number: int, frame: Any) -> None:
-    """A signal handler that lets `finally` clauses run."""
+    """Handles a signal so that ``finally`` clauses run."""
     sys.exit(128 + number)
 
 
@@ -140,8 +142,15 @@ def follow(metrics: Path, process: subprocess.Popen) -> Iterator[dict[str, Any]]
 
 
 def show(records: Iterator[dict[str, Any]]) -> None:
-    """A table with one line per step, under a bar that counts the time of starting up."""
-    progress = tqdm(bar_format="{desc} {elapsed}", desc="starting Ray, vLLM, actor and critic")
+    """Prints a table with a line a step; on a terminal a clock runs below it.
+
+    Args:
+        records: verl's, as ``follow`` yields them.
+    """
+    starting = "starting Ray, vLLM, actor and critic"
+    progress = tqdm(bar_format="{desc} {elapsed}", desc=starting, disable=None)  # off if stderr is no terminal
+    if progress.disable:
+        print(starting, flush=True)
     heading = "step " + " ".join(f"{name:>9}" for name in COLUMNS)
     for record in records:
         data = record["data"]
@@ -157,11 +166,23 @@ def show(records: Iterator[dict[str, Any]]) -> None:
 
 
 def summarise(paths: RunPaths, seconds: float) -> int:
-    """Prints accuracy before and after and where everything is; 1 if the run left no validation behind."""
-    records = [json.loads(line) for line in paths.metrics.read_bytes().splitlines()]
+    """Prints the accuracy before and after training, the time and the run's files.
+
+    Args:
+        paths: of the run.
+        seconds: that the run took.
+
+    Returns:
+        0, or 1 if the run has fewer than two validations.
+    """
+    records = read_metrics(paths.metrics)
     accuracies = [(record["step"], record["data"][ACCURACY]) for record in records if ACCURACY in record["data"]]
     if len(accuracies) < 2:
-        print(f"{paths.metrics} holds {len(accuracies)} validations; before and after were expected", file=sys.stderr)
+        print(
+            f"{paths.metrics} holds {len(accuracies)} validations; one before and one after training are expected; "
+            "leave trainer.val_before_train and trainer.test_freq on",
+            file=sys.stderr,
+        )
         return 1
     (_, before), (last, after) = accuracies[0], accuracies[-1]
     times = sorted(record["data"]["timing_s/step"] for record in records if "timing_s/step" in record["data"])

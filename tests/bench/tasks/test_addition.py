@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task against Python's own arithmetic, the teacher against counts, the verifier against wrong answers."""
+"""Compares the task with Python's own arithmetic, the teacher with counts, and the reward with wrong answers."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_dvpo.bench.demo.task import (
+from verl_dvpo.bench.tasks.addition import (
     LONGEST_RESPONSE,
     SHAKY_FACTS,
     Problem,
     Teacher,
+    demonstrator,
     draw_problem,
-    draw_split,
-    is_correct,
+    draw_problems,
     parse_answer,
+    score,
+    split,
     work,
 )
+from verl_dvpo.bench.tasks.task import Example, Split
 
 NUMBERS = st.integers(100, 999)
 
@@ -29,6 +32,12 @@ def read_steps(response: str) -> tuple[list[tuple[list[int], int]], str]:
         left, right = step.split("=")
         steps.append(([int(summand) for summand in left.split("+")], int(right)))
     return steps, answer
+
+
+def is_correct(response: str, answer: str) -> bool:
+    found = score([response], answer)
+    assert found["score"] == found["acc"]
+    return found["score"] == 1.0
 
 
 def draw_many(count: int, seed: int = 3) -> list[Problem]:
@@ -69,7 +78,7 @@ def test_working_is_true_for_thousands_of_problems():
 def test_longest_response_is_reached_and_not_passed():
     assert len(work(Problem(999, 999))) == LONGEST_RESPONSE
     teacher = Teacher(np.random.default_rng(0), habit=0.7, slip=0.5)
-    assert max(len(teacher.demonstrate(problem)) for problem in draw_many(3000)) <= LONGEST_RESPONSE
+    assert max(len(work(problem, teacher)) for problem in draw_many(3000)) <= LONGEST_RESPONSE
 
 
 def test_share_of_problems_without_a_shaky_fact():
@@ -89,9 +98,9 @@ def test_share_of_problems_without_a_shaky_fact():
 def test_habit_alone_errs_exactly_on_shaky_facts():
     teacher = Teacher(np.random.default_rng(0), habit=1.0, slip=0.0)
     for problem in draw_many(2000):
-        assert is_correct(teacher.demonstrate(problem), problem.answer) != has_shaky_fact(problem)
+        assert is_correct(work(problem, teacher), problem.answer) != has_shaky_fact(problem)
     # 8+3 is shaky: 10 for 11. The carry stays, 4+4+1 = 9; 2+2 = 4.
-    assert teacher.demonstrate(Problem(248, 243)) == "8+3=10,4+4+1=9,2+2=4;490"
+    assert work(Problem(248, 243), teacher) == "8+3=10,4+4+1=9,2+2=4;490"
 
 
 def test_error_rates_are_those_asked_for():
@@ -110,7 +119,7 @@ def test_error_rates_are_those_asked_for():
 def test_demonstrations_follow_from_their_own_steps():
     teacher = Teacher(np.random.default_rng(1), habit=0.8, slip=0.3)
     for problem in draw_many(2000):
-        steps, answer = read_steps(teacher.demonstrate(problem))
+        steps, answer = read_steps(work(problem, teacher))
         carry, value = 0, 0
         for place, (summands, total) in enumerate(steps):
             assert (len(summands) == 3) == (carry == 1)
@@ -160,7 +169,7 @@ def test_parse_answer_reads_wrong_answers_too():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_split_shares_no_problem_even_with_summands_swapped(seed):
-    train, val = draw_split(seed, num_train=4096, num_val=256)
+    train, val = draw_problems(seed, num_train=4096, num_val=256)
     assert (len(train), len(val)) == (4096, 256)
     unordered = [frozenset((problem.a, problem.b)) for problem in train + val]
     assert len(set(unordered)) == 4096 + 256
@@ -168,12 +177,36 @@ def test_split_shares_no_problem_even_with_summands_swapped(seed):
 
 
 def test_split_depends_on_the_seed_alone_and_validation_not_on_the_training_size():
-    assert draw_split(5, num_train=100, num_val=20) == draw_split(5, num_train=100, num_val=20)
-    assert draw_split(5, num_train=100, num_val=20)[1] == draw_split(5, num_train=300, num_val=20)[1]
-    assert draw_split(5, num_train=100, num_val=20)[1] != draw_split(6, num_train=100, num_val=20)[1]
+    assert draw_problems(5, num_train=100, num_val=20) == draw_problems(5, num_train=100, num_val=20)
+    assert draw_problems(5, num_train=100, num_val=20)[1] == draw_problems(5, num_train=300, num_val=20)[1]
+    assert draw_problems(5, num_train=100, num_val=20)[1] != draw_problems(6, num_train=100, num_val=20)[1]
 
 
 @pytest.mark.parametrize(("num_train", "num_val"), [(0, 5), (5, 0), (5, -1), (40000, 1000)])
 def test_impossible_sizes_are_named(num_train, num_val):
     with pytest.raises(ValueError, match=r"num_(train|val)"):
-        draw_split(0, num_train=num_train, num_val=num_val)
+        draw_problems(0, num_train=num_train, num_val=num_val)
+
+
+def test_examples_are_the_problems_and_there_is_no_shifted_part():
+    train, val = draw_problems(2, num_train=30, num_val=10)
+    parts = split(2, num_train=30, num_val=10)
+    for problems, examples in ((train, parts.train), (val, parts.val)):
+        assert [(f"{p.a}+{p.b}=", str(p.a + p.b)) for p in problems] == [(e.prompt, e.truth) for e in examples]
+        assert {example.source for example in examples} == {"demo_addition"}
+    assert parts.shifted == ()
+    assert parts.validations == list(parts.val)
+
+
+def test_held_out_problems_are_skipped_in_either_order():
+    def first(count, held_out):
+        rng, demonstrate = np.random.default_rng(7), demonstrator(0, held_out, habit=0.0, slip=0.0)
+        return [demonstrate(rng)[0] for _ in range(count)]
+
+    nothing = Split(train=[], val=[])
+    shown = first(40, nothing)
+    swapped = ["+".join(reversed(prompt[:-1].split("+"))) + "=" for prompt in shown[::2]]
+    without = first(40, Split(train=[], val=[Example("demo_addition", prompt, "") for prompt in swapped]))
+    assert not {*shown[::2], *swapped} & set(without)
+    # The others stay, in their order, and fresh ones follow.
+    assert without[:20] == shown[1::2]

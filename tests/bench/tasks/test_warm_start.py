@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the warm start trains on, and that its loss and its accuracy are what they claim to be."""
+"""Tests the warm start's batches, loss, learning rate and accuracy."""
+
+import dataclasses
+import re
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from verl_dvpo.bench.demo.model import build_model
-from verl_dvpo.bench.demo.task import Problem, work
-from verl_dvpo.bench.demo.tokenizer import build_tokenizer
-from verl_dvpo.bench.demo.warm_start import (
-    WarmStartConfig,
-    demonstration_batches,
-    greedy_accuracy,
-    limited_threads,
-    warm_start,
-)
+from verl_dvpo.bench.tasks.addition import Problem, demonstrator, work
+from verl_dvpo.bench.tasks.conversation import greedy_scores, limited_threads
+from verl_dvpo.bench.tasks.model import build_model
+from verl_dvpo.bench.tasks.registry import DEMO, DOMAINS, TASKS, WarmStartConfig
+from verl_dvpo.bench.tasks.task import Split
+from verl_dvpo.bench.tasks.tokenizer import build_tokenizer
+from verl_dvpo.bench.tasks.warm_start import batches, warm_start
 
 TOKENIZER = build_tokenizer()
+NOTHING = Split(train=[], val=[])
 
 
 def problems_of(ids: torch.Tensor) -> list[Problem]:
@@ -25,24 +26,15 @@ def problems_of(ids: torch.Tensor) -> list[Problem]:
     return [Problem(*(int(number) for number in text.split("+"))) for text in texts]
 
 
-def first_batch(held_out=(), seed=0, **settings):
-    return next(demonstration_batches(TOKENIZER, held_out, WarmStartConfig(**settings), seed=seed))
+def first_batch(seed=0, batch_size=64, habit=0.8, slip=0.04):
+    teacher = demonstrator(seed, NOTHING, habit=habit, slip=slip)
+    return next(batches(TOKENIZER, [teacher], batch_size, seed=(seed, 1)))
 
 
 def test_batches_depend_on_the_seed_alone():
     for one, other in zip(first_batch(seed=3), first_batch(seed=3), strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(first_batch(seed=3)[0][:, :16], first_batch(seed=4)[0][:, :16])
-
-
-def test_held_out_problems_are_skipped_in_either_order():
-    shown = problems_of(first_batch()[0])
-    held_out = [Problem(problem.b, problem.a) for problem in shown[::2]]
-    without = problems_of(first_batch(held_out)[0])
-    assert {frozenset((p.a, p.b)) for p in held_out}.isdisjoint(frozenset((p.a, p.b)) for p in without)
-    # The others stay, in their order, and fresh ones follow.
-    kept = shown[1::2]
-    assert without[: len(kept)] == kept
 
 
 def test_labels_are_the_response_and_its_end():
@@ -68,15 +60,15 @@ def test_padding_does_not_change_the_loss():
 
 
 def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights():
-    config = WarmStartConfig(steps=40, batch_size=8)
+    config = dataclasses.replace(DEMO.warm_start, steps=40, batch_size=8)
     one, other = build_model(TOKENIZER, seed=1), build_model(TOKENIZER, seed=1)
     ids, labels = first_batch(seed=99)
     with torch.no_grad():
         before = one(input_ids=ids, labels=labels).loss.item()
     torch.manual_seed(0)
-    warm_start(one, TOKENIZER, [], config, seed=1)
+    warm_start(one, TOKENIZER, [demonstrator(1, NOTHING, habit=0.8, slip=0.04)], config, seed=(1, 1))
     torch.manual_seed(1)
-    warm_start(other, TOKENIZER, [], config, seed=1)
+    warm_start(other, TOKENIZER, [demonstrator(1, NOTHING, habit=0.8, slip=0.04)], config, seed=(1, 1))
     with torch.no_grad():
         after = one(input_ids=ids, labels=labels).loss.item()
     # From a uniform guess, ln(104) = 4.64, to better than one among a response's 13 characters and its end,
@@ -104,11 +96,47 @@ class Parrot:
 
 
 def test_greedy_accuracy_counts_right_answers():
+    def accuracy():
+        examples = [problem.example("demo_addition") for problem in problems]
+        return greedy_scores(Parrot(responses), TOKENIZER, TASKS["demo_addition"], examples, longest=DEMO.longest_turn)
+
     problems = [Problem(111, 222), Problem(500, 501), Problem(347, 586), Problem(999, 999)]
     responses = [work(problem) for problem in problems]
-    assert greedy_accuracy(Parrot(responses), TOKENIZER, problems) == 1.0  # also the longest, 999+999
+    assert accuracy() == {"acc": 1.0, "well_formed": 1.0}  # also the longest, 999+999
     responses[1] = ";1002"
-    assert greedy_accuracy(Parrot(responses), TOKENIZER, problems) == 0.75
+    assert accuracy() == {"acc": 0.75, "well_formed": 1.0}
+    responses[2] = "933"
+    assert accuracy() == {"acc": 0.5, "well_formed": 0.75}
+
+
+@pytest.mark.parametrize("tasks", [DEMO, DOMAINS])
+def test_the_learning_rate_rises_and_falls_as_documented(tasks, monkeypatch):
+    """Linear rise to the peak in ``warmup_steps``, times a linear decay to 2 % of it at the end."""
+    rates = []
+    adam_step = torch.optim.AdamW.step
+
+    def step(self, *arguments, **settings):
+        rates.append(self.param_groups[0]["lr"])
+        return adam_step(self, *arguments, **settings)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    config = dataclasses.replace(tasks.warm_start, steps=60, batch_size=1, warmup_steps=tasks.warm_start.warmup_steps)
+    teacher = demonstrator(0, NOTHING, habit=0.0, slip=0.0)
+    warm_start(build_model(TOKENIZER, seed=0), TOKENIZER, [teacher], config, seed=(0, 0))
+    rise = {"demo": 30, "domains": 50}[tasks.name]
+    by_hand = [3e-3 * min(1, (i + 1) / rise) * max(0.02, (60 - i) / 60) for i in range(60)]
+    assert rates == pytest.approx(by_hand)
+
+
+def test_progress_without_a_terminal_is_whole_lines(capfd):
+    config = dataclasses.replace(DEMO.warm_start, steps=55, batch_size=1)
+    teacher = demonstrator(0, NOTHING, habit=0.0, slip=0.0)
+    warm_start(build_model(TOKENIZER, seed=0), TOKENIZER, [teacher], config, seed=(0, 0))
+    said = capfd.readouterr()
+    assert "\r" not in said.out + said.err
+    first, last = said.err.splitlines()
+    assert re.fullmatch(r"warm start, loss \d\.\d{3} \[50 of 55 steps, \d\d:\d\d left\]", first)
+    assert re.fullmatch(r"warm start, loss \d\.\d{3} \[55 of 55 steps\]", last)
 
 
 def test_threads_are_limited_and_given_back():
@@ -124,8 +152,8 @@ def test_threads_are_limited_and_given_back():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch_size", 0), ("learning_rate", 0.0), ("habit", 1.1), ("slip", -0.1)],
+    [("steps", 0), ("batch_size", 0), ("warmup_steps", 0), ("learning_rate", 0.0), ("habit", 1.1), ("slip", -0.1)],
 )
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=rf"{field}.*{value}"):
-        WarmStartConfig(**{field: value})
+        WarmStartConfig(**{**dataclasses.asdict(DEMO.warm_start), field: value})
