@@ -63,7 +63,7 @@ def test_a_readout_commutes_with_distributional_gae(readout, level):
 
 
 def test_a_median_of_the_advantages_does_not_commute():
-    """γ = 1, λ = 0, no reward. First state: the quantiles' advantages are 7, 9, 7, and that of the medians is 10 − 1."""
+    """γ = 1, λ = 0, no reward. First state: the quantiles' advantages are 7, 9, 7; the medians' is 10 − 1."""
     quantiles = torch.tensor([[[-7.0, 1.0, 4.0], [0.0, 10.0, 11.0]]])
     rewards, mask = torch.zeros(1, 2), torch.ones(1, 2)
     targets, _ = distributional_gae(rewards, quantiles, mask, gamma=1.0, lam=0.0)
