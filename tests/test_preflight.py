@@ -40,7 +40,7 @@ def test_good_configurations_pass(files, algorithm):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("critic.value.family=gaussian", ["critic.value.family", "'gaussian'", "quantile_ensemble"]),
+        ("critic.value.family=normal", ["critic.value.family", "'normal'", "quantile_ensemble"]),
         ("critic.value.num_heads=0", ["critic.value.num_heads", ">= 1", "0"]),
         ("critic.value.num_quantiles=-5", ["critic.value.num_quantiles", ">= 1", "-5"]),
         ("critic.value.alpha=0", ["critic.value.alpha", "(0, 0.5]"]),

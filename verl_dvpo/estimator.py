@@ -39,6 +39,36 @@ def advantage_config(algorithm: DictConfig | Mapping[str, Any] | None) -> Advant
         raise ValueError(f"{PREFIX}.{error}") from None
 
 
+def check_options(config: DictConfig) -> None:
+    """Raises ValueError for options of the advantage that are out of bounds, or that estimator or critic cannot serve.
+
+    Args:
+        config: the whole configuration; a critic of this package where the estimator is ``dvpo``.
+    """
+    options = advantage_config(config.algorithm)
+    if options.is_off:
+        return
+    estimator, answers = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
+    if estimator != "dvpo":
+        raise ValueError(
+            f"algorithm.adv_estimator is {estimator!r}; only 'dvpo' reads the options of {PREFIX}, and one is on; set "
+            "algorithm.adv_estimator=dvpo and choose a critic, or switch the options off"
+        )
+    if options.weighting == "group_std" and answers < 2:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.n is {answers!r}; {PREFIX}.weighting 'group_std' needs at least 2 answers to a "
+            "prompt; set it to 2 or more, or the weighting to 'precision'"
+        )
+    from verl_dvpo.critic.config import family_config
+    from verl_dvpo.critic.readings import check_readings
+    from verl_dvpo.families.registry import build_family
+
+    section = OmegaConf.to_container(config.critic.value, resolve=True)
+    assert isinstance(section, dict)
+    settings = family_config(**{str(name): value for name, value in section.items() if name != "_target_"})
+    check_readings(build_family(settings), options, settings.family)
+
+
 @register_adv_est("dvpo")
 def compute_dvpo_advantage(
     token_level_rewards: Tensor,
