@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
 from verl_dvpo import preflight
 from verl_dvpo.critic.config import family_config
+from verl_dvpo.distributional.advantage_config import AdvantageConfig
+from verl_dvpo.estimator import advantage_config
 from verl_dvpo.families.base import FamilyConfig
 from verl_dvpo.families.registry import build_family, family_names
 
@@ -120,6 +122,36 @@ def test_the_calibrated_critic_ships_the_defaults_of_its_constraints():
     for field in fields(shipped):
         if field.name != "coef":
             assert getattr(shipped, field.name) == own.get(field.name, getattr(plain, field.name)), field.name
+
+
+def test_the_options_of_the_advantage_ship_switched_off_with_the_dataclasses_defaults():
+    section = OmegaConf.to_container(compose_config("dvpo_trainer", "algorithm=dvpo").algorithm.value)
+    default = AdvantageConfig()
+    assert section == {field.name: getattr(default, field.name) for field in fields(default)}
+    assert default.is_off
+    assert default.fields == ()
+
+
+@pytest.mark.parametrize("algorithm", names("algorithm"))
+def test_only_the_weighted_algorithms_change_the_advantage(algorithm):
+    options = advantage_config(compose_config("dvpo_trainer", f"algorithm={algorithm}").algorithm)
+    if algorithm.endswith("_weighted"):
+        assert options == AdvantageConfig(weighting="precision", weighting_eps=0.25)
+    else:
+        assert options.is_off
+
+
+def test_the_weighted_critic_is_the_calibrated_one():
+    weighted, calibrated = (
+        compose_config("dvpo_trainer", f"algorithm={a}") for a in ("dvpo_weighted", "dvpo_calibrated")
+    )
+    assert weighted.critic == calibrated.critic
+    assert family_of(weighted) == family_of(calibrated)
+
+
+def test_the_gaussian_critic_ships_the_dataclasses_defaults():
+    shipped = family_of(compose_config("dvpo_trainer", "algorithm=ppo_gaussian_weighted"))
+    assert shipped == family_config("gaussian")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_good_configurations_pass(files, algorithm):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("critic.value.family=gaussian", ["critic.value.family", "'gaussian'", "quantile_ensemble"]),
+        ("critic.value.family=normal", ["critic.value.family", "'normal'", "quantile_ensemble"]),
         ("critic.value.num_heads=0", ["critic.value.num_heads", ">= 1", "0"]),
         ("critic.value.num_quantiles=-5", ["critic.value.num_quantiles", ">= 1", "-5"]),
         ("critic.value.alpha=0", ["critic.value.alpha", "(0, 0.5]"]),
@@ -70,6 +70,48 @@ def test_bad_values_name_field_value_and_remedy(files, override, words):
         check(files, *override.split())
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("algorithm=dvpo algorithm.value.weighting_eps=0", ["algorithm.value.weighting_eps is 0", "greater than 0"]),
+        ("algorithm=dvpo algorithm.value.readout=mode", ["algorithm.value.readout is 'mode'", "median, trimmed"]),
+        ("algorithm=dvpo +algorithm.value.weights=1", ["algorithm.value.weights is 1", "weighting_eps"]),
+        ("algorithm=ppo algorithm.value.lam_actor=1.0", ["algorithm.adv_estimator is 'gae'", "only 'dvpo'"]),
+        (
+            "algorithm=ppo_ensemble algorithm.value.weighting=precision",
+            ["algorithm.value.weighting is 'precision'", "critic.value.family is 'scalar_ensemble'", "gaussian"],
+        ),
+        (
+            "algorithm=dfpo algorithm.value.reward=gated",
+            ["algorithm.value.reward is 'gated'", "critic.value.family is 'value_flow'", "algorithm.value.gate_gain"],
+        ),
+        (
+            "algorithm=dvpo algorithm.value.weighting=group_std actor_rollout_ref.rollout.n=1",
+            ["actor_rollout_ref.rollout.n is 1", "'group_std'", "'precision'"],
+        ),
+    ],
+)
+def test_options_of_the_advantage_that_cannot_work(files, overrides, words):
+    with pytest.raises(ValueError, match=words[0]) as error:
+        check(files, *overrides.split())
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "algorithm=dvpo_weighted actor_rollout_ref.rollout.n=1",
+        "algorithm=ppo_gaussian_weighted actor_rollout_ref.rollout.n=1",
+        "algorithm=dvpo algorithm.value.reward=gated",
+        "algorithm=ppo_ensemble algorithm.value.reward=clipped algorithm.value.lam_actor=length",
+        "algorithm=ppo algorithm.adv_estimator=dvpo algorithm.value.weighting=group_std actor_rollout_ref.rollout.n=4",
+    ],
+)
+def test_options_of_the_advantage_that_work(files, overrides):
+    check(files, *overrides.split())
 
 
 def test_a_backbone_that_cannot_carry_a_token_head(files, tmp_path):

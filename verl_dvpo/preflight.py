@@ -40,12 +40,15 @@ def check(config: DictConfig) -> None:
         raise ValueError(old_name("critic.dvpo", "critic.value"))
     if not (_uses_mode(config) or _uses_estimator(config) or _uses_critic(config)):
         return
+    from verl_dvpo.estimator import check_options
+
     _check_trainer(config)
     _check_mini_batches(config, _has_critic(config))
     _check_data_files(config)
     _check_model(config.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", None)
     if _has_critic(config):
         _check_critic(config)
+    check_options(config)
 
 
 def _uses_ours(config: DictConfig) -> bool:

@@ -28,6 +28,8 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_to_nested
 
 from verl_dvpo.compat.versions import check_version
+from verl_dvpo.critic.readings import OPTIONS
+from verl_dvpo.estimator import advantage_config
 
 #: The estimators that get the critic's values from the trainer.
 ESTIMATORS = ("dvpo",)
@@ -80,6 +82,7 @@ class DistributionalCriticMixin(PPOTrainer):
             self.settings = config.trainer.v1.get(mode, {})
             config.trainer.v1.trainer_mode = self.base_mode
         super().__init__(config)
+        self.options = advantage_config(config.algorithm)
         self.fetched = itertools.count()
 
     def _build_replay_buffer(self) -> Any:
@@ -126,7 +129,13 @@ class DistributionalCriticMixin(PPOTrainer):
         return super()._compute_ref_log_prob(self._asking_for(batch, MODEL_FIELDS), metrics)
 
     def _compute_values(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        return super()._compute_values(self._asking_for(batch, MODEL_FIELDS), metrics)
+        """Computes values as verl does, and beside them what the options of the advantage read of each state."""
+        if not self.options.fields:
+            return super()._compute_values(self._asking_for(batch, MODEL_FIELDS), metrics)
+        batch.extra_info[OPTIONS] = self.options
+        batch = super()._compute_values(self._asking_for(batch, MODEL_FIELDS), metrics)
+        del batch.extra_info[OPTIONS]  # no other worker's business
+        return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         return super()._update_actor(self._asking_for(batch, ACTOR_FIELDS), metrics)
@@ -140,6 +149,7 @@ class DistributionalCriticMixin(PPOTrainer):
 
         # 1. fetch (B, T) fields only
         fields = ["uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob", "values"]
+        fields += self.options.fields
         stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         jagged_mask = stored["response_mask"]
         data = DataProto(batch=stored.to_padded_tensor())
@@ -169,6 +179,9 @@ class DistributionalCriticMixin(PPOTrainer):
             gamma=self.config.algorithm.gamma,
             lam=self.config.algorithm.lam,
             config=self.config.algorithm,
+            index=data.non_tensor_batch["uid"],
+            fields={name: data.batch[name] for name in self.options.fields},
+            metrics=metrics,
         )
 
         # 5. back to TransferQueue

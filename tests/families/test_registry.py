@@ -97,7 +97,7 @@ def test_a_worker_that_has_imported_nothing_finds_it(outside):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gaussian", ["'gaussian'", "'quantile_ensemble'", "my_package.module.MyFamily"]),
+        ("normal", ["'normal'", "'quantile_ensemble'", "my_package.module.MyFamily"]),
         ("bounds", ["'bounds'", "'scalar'"]),
         (None, ["None", "'scalar'"]),
         ("no_such_package.Family", ["No module named 'no_such_package'", "PYTHONPATH"]),

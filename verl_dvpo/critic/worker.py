@@ -25,7 +25,9 @@ from verl.workers.engine_workers import TrainingWorker
 
 from verl_dvpo.critic.fsdp import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
+from verl_dvpo.critic.readings import OPTIONS, read_states
 from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, masked_sums, mean_statistics, reward_std
+from verl_dvpo.distributional.advantage_config import AdvantageConfig
 from verl_dvpo.families.base import FamilyConfig
 from verl_dvpo.families.registry import build_family
 
@@ -49,6 +51,7 @@ class DistributionalCriticWorker(TrainingWorker):
         self.settings: FamilyConfig = self.model_config.value
         self.family = build_family(self.settings)
         self.engine.decoder = self._decode
+        self._options = AdvantageConfig()
         self._statistics: dict[str, Tensor] = {}
         self._kept: KeptSamples | None = None
         self._targets: Targets | None = None
@@ -66,19 +69,28 @@ class DistributionalCriticWorker(TrainingWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def infer_batch(self, data: TensorDict) -> TensorDict:
-        """Runs verl's inference pass and keeps what targets need; returns ``values``, jagged (B, prompt + response)."""
+        """Runs verl's inference pass and keeps what targets need.
+
+        Returns:
+            ``values``, jagged (B, prompt + response), and the fields of the options on ``data``, jagged (B, T).
+        """
+        self._options = tu.pop(data, key=OPTIONS, default=AdvantageConfig())
         self._statistics = {}
         output = super().infer_batch(data)
         self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
         return output
 
     def _decode(self, outputs: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
-        """Decodes (nnz, D): ``values`` jagged (B, prompt + response), 0 at the prompt; ``kept`` jagged (B, T, S)."""
+        """Decodes (nnz, D): ``values`` jagged (B, prompt + response), 0 at the prompt; ``kept`` jagged (B, T, S).
+
+        With options of the actor's advantage, also what they read of each state, jagged (B, T).
+        """
         tokens = ResponseTokens.of(micro_batch)
         responses, input_ids = micro_batch["responses"], micro_batch["input_ids"]
         states = outputs[tokens.states].float()
         kept = self.family.keep(states)
-        self._accumulate(states, micro_batch["response_mask"].values())
+        readings = read_states(self.family, states, self._options)
+        self._accumulate(states, readings, micro_batch["response_mask"].values())
         values = kept.new_zeros(outputs.shape[0])
         values[tokens.states] = self.family.values_from_kept(kept)
         if self.settings.keep_on == "cpu":
@@ -86,10 +98,16 @@ class DistributionalCriticWorker(TrainingWorker):
         return {
             "values": torch.nested.nested_tensor_from_jagged(values, input_ids.offsets()),
             "kept": torch.nested.nested_tensor_from_jagged(kept, responses.offsets().to(kept.device)),
+        } | {
+            name: torch.nested.nested_tensor_from_jagged(reading, responses.offsets())
+            for name, reading in readings.items()
         }
 
-    def _accumulate(self, states: Tensor, mask: Tensor) -> None:
-        for name, value in masked_sums(self.family.statistics(states), mask).items():
+    def _accumulate(self, states: Tensor, readings: dict[str, Tensor], mask: Tensor) -> None:
+        measured = self.family.statistics(states)
+        if "value_sigma" in readings:
+            measured["quantile/sigma"] = readings["value_sigma"]
+        for name, value in masked_sums(measured, mask).items():
             self._statistics[name] = self._statistics[name] + value if name in self._statistics else value
 
     # ------------------------------------------------------------------ update

@@ -159,6 +159,10 @@ class ValueFamily(ABC):
             multipliers: name -> scalar from ``multipliers``.
         """
 
+    def head_values(self, outputs: Tensor) -> Tensor:
+        """(..., D) -> (..., N): the value of each head, in units of reward; one, unless the family is an ensemble."""
+        return self.value(outputs).unsqueeze(-1)
+
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
     ) -> dict[str, Tensor]:

@@ -107,6 +107,10 @@ class QuantileEnsembleFamily(SampledFamily):
         """(..., N·M) -> (...): the mean over heads and quantiles."""
         return outputs.mean(-1)
 
+    def head_values(self, outputs: Tensor) -> Tensor:
+        """(..., N·M) -> (..., N): each head's mean over its quantiles."""
+        return self._heads(outputs).mean(-1)
+
     def samples(self, outputs: Tensor) -> Tensor:
         """(..., N·M) -> (..., M): the head-averaged quantiles, ascending."""
         return sort_samples(self._heads(outputs).mean(-2))

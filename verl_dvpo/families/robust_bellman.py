@@ -51,6 +51,10 @@ class RobustBellmanFamily(SampledFamily):
         """(..., N) -> (...): the smallest head."""
         return outputs.amin(-1)
 
+    def head_values(self, outputs: Tensor) -> Tensor:
+        """(..., N) -> (..., N)."""
+        return outputs
+
     def samples(self, outputs: Tensor) -> Tensor:
         """(..., N) -> (..., 1): the smallest head."""
         return outputs.amin(-1, keepdim=True)

@@ -80,6 +80,10 @@ class ScalarEnsembleFamily(SampledFamily):
         """(..., N) -> (...): the head mean."""
         return outputs.mean(-1)
 
+    def head_values(self, outputs: Tensor) -> Tensor:
+        """(..., N) -> (..., N)."""
+        return outputs
+
     def samples(self, outputs: Tensor) -> Tensor:
         """(..., N) -> (..., 1): the head mean."""
         return outputs.mean(-1, keepdim=True)
