@@ -61,8 +61,9 @@ class GaussianFamily(ValueFamily):
         self.noises = (noises / noises.square().mean().sqrt()).float()
 
     def _log_variance(self, outputs: Tensor) -> Tensor:
-        below = self.high - torch.nn.functional.softplus(self.high - outputs[..., 1])
-        return self.low + torch.nn.functional.softplus(below - self.low)
+        below: Tensor = self.high - torch.nn.functional.softplus(self.high - outputs[..., 1])
+        above: Tensor = torch.nn.functional.softplus(below - self.low)
+        return above + self.low
 
     def value(self, outputs: Tensor) -> Tensor:
         """(..., 2) -> (...): μ."""
