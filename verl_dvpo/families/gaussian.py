@@ -72,7 +72,8 @@ class GaussianFamily(ValueFamily):
     def quantiles(self, outputs: Tensor, levels: Tensor) -> Tensor:
         """(..., 2) and (J,) in (0, 1) -> (..., J): μ + σ·Φ⁻¹(τ)."""
         std = (0.5 * self._log_variance(outputs)).exp()
-        return outputs[..., :1] + std.unsqueeze(-1) * torch.special.ndtri(levels.double()).to(outputs.dtype)
+        noises: Tensor = torch.special.ndtri(levels.double()).to(outputs.dtype)
+        return outputs[..., :1] + std.unsqueeze(-1) * noises
 
     def keep(self, outputs: Tensor) -> Tensor:
         """(..., 2) -> (..., 2): μ and σ."""
