@@ -93,7 +93,7 @@ def test_changes_are_in_place_where_their_module_is_imported():
         for each in ENTRIES
         if each.moment is Moment.IMPORT and each.kind in (Kind.WRAP, Kind.REPLACE) and each.platform is None
     ]
-    assert len(wraps) == 5
+    assert len(wraps) >= 5
     importlib.import_module("verl")
     for each in wraps:
         module = importlib.import_module(each.module)
