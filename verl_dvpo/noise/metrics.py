@@ -5,6 +5,7 @@ verl 0.9.1 logs what a reward function returns beside its score in validations o
 (trainer/ppo/v1/trainer_base.py, line 1608) is wrapped: the first thing that every trainer calls on a scored batch.
 Metrics, means over the responses of a step: ``noise/clean_score/mean``, ``noise/score/mean``,
 ``noise/corrupted/mean`` (share in [0, 1]), ``noise/error/mean`` and ``noise/error/abs_mean`` (corrupted minus clean),
+``noise/noisy_score/mean`` (before its correction, if there is one), ``noise/fpr``, ``noise/fnr``, ``noise/youden_j``,
 ``noise/unscored/mean`` (share for which the reward manager answered itself, as `limited` does after a timeout).
 """
 
