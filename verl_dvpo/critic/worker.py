@@ -23,7 +23,7 @@ from verl.utils.metric.utils import AggregationType, Metric
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
-from verl_dvpo.critic.fsdp import MODEL_TYPE
+from verl_dvpo.critic.engine import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, masked_sums, mean_statistics, reward_std
 from verl_dvpo.families.base import FamilyConfig
@@ -69,7 +69,8 @@ class DistributionalCriticWorker(TrainingWorker):
         """Runs verl's inference pass and keeps what targets need; returns ``values``, jagged (B, prompt + response)."""
         self._statistics = {}
         output = super().infer_batch(data)
-        self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
+        if self.engine.has_outputs:
+            self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
         return output
 
     def _decode(self, outputs: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
@@ -104,6 +105,8 @@ class DistributionalCriticWorker(TrainingWorker):
         Raises:
             RuntimeError: no inference pass went before, or it saw another batch.
         """
+        if not self.engine.has_outputs:
+            return super().train_mini_batch(data)
         if self._kept is None:
             raise RuntimeError(
                 "the critic's update needs an inference pass on the same batch before it; call infer_batch first"
