@@ -102,7 +102,6 @@ def capture_gradients(worker: DistributionalCriticWorker) -> dict[str, torch.Ten
     step = worker.engine.optimizer_step
 
     def capture() -> Any:
-        worker.engine.optimizer_step = step
         modules = worker.engine.module
         for module in modules:
             gather_gradients(module)

@@ -54,11 +54,12 @@ def two_updates(worker: Any, batch: TensorDict, capture: Callable[[Any], dict[st
         # A gradient of rounding errors alone makes a whole step of Adam where its epsilon is small.
         group["eps"], group["weight_decay"] = 1e-3, 0.0
     seen: dict[str, Any] = {"raw": raw_outputs(worker, batch), "values": [], "metrics": []}
-    seen["gradients"] = capture(worker)
+    gradients = capture(worker)
     for step in (1, 2):
         inferred = harness.infer(worker, batch)
         seen["values"].append(None if inferred is None else inferred["values"].values())
         trained = harness.update(worker, batch, step=step)
+        seen.setdefault("gradients", dict(gradients))
         seen["metrics"].append(None if trained is None else tu.get(trained, "metrics"))
     return seen
 
