@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from critic import harness
 from critic.megatron_cpu import trial
 from critic.test_ranks import free_port
+from verl_dvpo.critic.config import family_config
+from verl_dvpo.critic.head import build_head
+from verl_dvpo.families.registry import build_family
 
 QUANTILES = {"family": "quantile_ensemble", "num_heads": 2, "num_quantiles": 5}
 TWO_LAYERS = QUANTILES | {"head_width": 12}
@@ -56,9 +61,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def seen(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[Seen]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks write."""
+    return tmp_path_factory.mktemp("seen")
+
+
+@pytest.fixture(scope="module")
+def seen(model: str, folder: Path) -> dict[tuple[int, str], list[Seen]]:
     """(World size, case) -> what each rank saw."""
-    folder = tmp_path_factory.mktemp("seen")
     processes = [process for size, cases in CASES.items() for process in start(folder, model, size, cases)]
     assert [process.wait(timeout=400) for process in processes] == [0] * len(processes)
     files = {
@@ -179,3 +189,49 @@ def test_bf16_is_within_its_rounding(seen, fsdp):
         gradient = want["gradients"][name]
         atol = 0.05 * gradient.abs().max().item()
         torch.testing.assert_close(seen[case][0]["gradients"][name], gradient, rtol=0.05, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(seen: Any, folder: Path) -> list[Seen]:
+    """What each of two ranks saw of critics that were saved and loaded."""
+    return [torch.load(folder / f"2_{rank}.pt", weights_only=False)["checkpoints"] for rank in range(2)]
+
+
+def test_a_critic_of_two_tensor_ranks_loads_into_two_stages(checkpoints):
+    first, last = checkpoints
+    assert first["loaded"] is None
+    torch.testing.assert_close(last["loaded"], first["saved"], rtol=1e-6, atol=1e-6)
+
+
+def test_a_checkpoint_is_a_hugging_face_folder_with_the_head_beside_it(checkpoints, folder):
+    """transformers reads the backbone, and the FSDP critic's names read the head: same outputs."""
+    path = folder / "tp2" / "model" / "huggingface"
+    backbone = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa").model
+    family = build_family(family_config(**TWO_LAYERS))
+    head = build_head(16, family, seed=1, width=12)
+    head.load_state_dict({n.removeprefix("score."): t for n, t in load_file(path / "value_head.safetensors").items()})
+    with torch.no_grad():
+        states = [
+            backbone(input_ids=ids[None]).last_hidden_state[0] for ids in harness.make_batch()["input_ids"].unbind()
+        ]
+        outputs = head(torch.cat(states))
+    torch.testing.assert_close(outputs, checkpoints[0]["saved"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_optimizers_states_come_back_to_their_parameters(checkpoints):
+    """An fp32 head beside a bf16 backbone: each part of each state, by the name of its parameter.
+
+    torch's AdamW counts its steps where megatron-core does not look, unlike Transformer Engine's: no ``step`` here.
+    """
+    for rank in checkpoints:
+        assert rank["loaded_states"].keys() == rank["states"].keys()
+        for name, states in rank["states"].items():
+            for key in ("param", "exp_avg", "exp_avg_sq"):
+                assert torch.equal(rank["loaded_states"][name][key], states[key]), (name, key)
+        moved = [
+            not torch.equal(rank["fresh_states"][name]["exp_avg"], rank["states"][name]["exp_avg"])
+            for name in rank["states"]
+        ]
+        assert all(moved)
+    names = {name for rank in checkpoints for name in rank["states"]}
+    assert {"0.module.module.output_layer.weight", "0.module.module.output_layer.hidden.weight"} <= names

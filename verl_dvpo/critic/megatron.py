@@ -15,7 +15,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.megatron.transformer_impl import MegatronEngineWithValueHead
 
@@ -97,6 +97,18 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
     def _new_output_layer(self, config: Any) -> OutputLayer:
         return OutputLayer(self._new_head(config.hidden_size), sequence_parallel=config.sequence_parallel)
 
+    def _build_optimizer(self) -> Any:
+        optimizer = super()._build_optimizer()
+        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+            if hasattr(part, "model_param_group_index_map"):
+                put_fp32_first(part.model_param_group_index_map)
+        return optimizer
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Loads a checkpoint; without gradients, since megatron-core writes into views of fp32 parameters."""
+        with torch.no_grad():
+            super().load_checkpoint(*args, **kwargs)
+
     def prepare_model_outputs(self, output: Tensor, data: TensorDict) -> dict[str, Tensor]:
         """The head's outputs as a jagged tensor (B, sequence, D); decoded in inference.
 
@@ -117,3 +129,21 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
         if not forward_only:
             result[-1]["model_output"] = {}
         return result
+
+
+def put_fp32_first(index: dict[nn.Parameter, tuple[int, int]]) -> None:
+    """Numbers the parameters of each group as megatron-core's distributed optimizer holds them: fp32 ones first.
+
+    megatron-core 0.16.1 counts them as they lie in its gradient buffers, but then lists the fp32 ones before the
+    others, so that beside a half-precision backbone the states of the head and of a norm would be saved as each
+    other's. Training does not use the numbers.
+
+    Args:
+        index: parameter -> (group, place in it); changed in place.
+    """
+    groups: dict[int, list[nn.Parameter]] = {}
+    for parameter, (group, _) in index.items():
+        groups.setdefault(group, []).append(parameter)
+    for group, parameters in groups.items():
+        ordered = sorted(parameters, key=lambda parameter: parameter.dtype != torch.float32)
+        index.update({parameter: (group, place) for place, parameter in enumerate(ordered)})

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from verl.utils.megatron_utils import unwrap_model
 
-#: Beside the backbone's files: the head's weights, named as in its state_dict.
+#: Beside the backbone's files: the head's weights, named as the FSDP critic's checkpoints name them.
 HEAD_FILE = "value_head.safetensors"
+PREFIX = "score."
 
 
 class BridgeWithHead:
@@ -53,12 +54,23 @@ class BridgeWithHead:
         """
         with without_output_layers(models):
             self._bridge.load_weights(models, weights_path, memory_efficient=memory_efficient)
+        self._forget_vocabulary()
         file = Path(weights_path) / HEAD_FILE
         if file.exists():
             for layer in output_layers(models):
                 load_head(layer.plain_state(), file)
         elif weights_path != self._start:
-            raise ValueError(f"the checkpoint {weights_path} has no {HEAD_FILE}; resume from a critic's checkpoint")
+            raise ValueError(f"{weights_path} holds no {HEAD_FILE}; a critic resumes from a critic's checkpoint only")
+
+    def _forget_vocabulary(self) -> None:
+        """Takes the language model's output layer out of the index of the files that mbridge will save.
+
+        mbridge writes a file once it has all of its weights, and this one never comes.
+        """
+        files = self._bridge.safetensor_io
+        (name,) = self._bridge._weight_name_mapping_mcore_to_hf("output_layer.weight")
+        for index in (files.index, files.origin_index.get("weight_map", {})):
+            index.pop(name, None)
 
     def save_weights(self, models: list[nn.Module], weights_path: str, memory_efficient: bool = False) -> None:
         """Saves the backbone as a Hugging Face folder, and the head beside it."""
@@ -67,7 +79,7 @@ class BridgeWithHead:
         first = parallel_state.get_tensor_model_parallel_rank() == 0
         if first and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
             for layer in output_layers(models):
-                state = {name: tensor.cpu().contiguous() for name, tensor in layer.plain_state().items()}
+                state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in layer.plain_state().items()}
                 save_file(state, Path(weights_path) / HEAD_FILE)
         torch.distributed.barrier()
 
@@ -78,7 +90,7 @@ def load_head(state: dict[str, Tensor], file: Path) -> None:
     Raises:
         ValueError: names or shapes differ.
     """
-    saved = load_file(file)
+    saved = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(file).items()}
     shapes, found = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, saved))
     if shapes != found:
         raise ValueError(

@@ -21,6 +21,16 @@ ONLY: dict[str, Any] = {
 }
 
 
+#: Fields of ``critic.megatron.override_transformer_config`` that give stages different numbers of layers.
+UNEVEN = {
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "pipeline_model_parallel_layout",
+}
+
+
 @dataclass
 class DistributionalMegatronCriticConfig(McoreCriticConfig):
     """verl's critic section for Megatron-core, and ``critic.value``.
@@ -71,22 +81,10 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
             )
         for name in ("num_attention_heads", "num_key_value_heads"):
             require_divisor("tensor_model_parallel_size", tensor, name, getattr(text, name, None))
-        layers = text.num_hidden_layers
-        if not UNEVEN & set(self.megatron.override_transformer_config):
-            stages *= sizes.virtual_pipeline_model_parallel_size or 1
-            require_divisor(
-                "pipeline_model_parallel_size times its virtual stages", stages, "num_hidden_layers", layers
-            )
-
-
-#: Fields of ``critic.megatron.override_transformer_config`` that give stages different numbers of layers.
-UNEVEN = {
-    "num_layers_in_first_pipeline_stage",
-    "num_layers_in_last_pipeline_stage",
-    "account_for_embedding_in_pipeline_split",
-    "account_for_loss_in_pipeline_split",
-    "pipeline_model_parallel_layout",
-}
+        if not UNEVEN & set(sizes.override_transformer_config):
+            pieces = stages * (sizes.virtual_pipeline_model_parallel_size or 1)
+            field = "pipeline_model_parallel_size times virtual_pipeline_model_parallel_size"
+            require_divisor(field, pieces, "num_hidden_layers", text.num_hidden_layers)
 
 
 def require(field: str, value: Any, allowed: Any) -> None:

@@ -57,6 +57,7 @@ def make_worker(
     value: dict[str, Any],
     packed: bool = True,
     dtype: str = "float32",
+    saved: tuple[str, ...] = ("model", "optimizer"),
     **megatron: Any,
 ) -> DistributionalCriticWorker:
     """The worker that the trainer would start; the parallel layout may differ from the last worker's."""
@@ -87,7 +88,7 @@ def make_worker(
             model_config=critic.model,
             engine_config=critic.engine,
             optimizer_config=optimizer,
-            checkpoint_config=CheckpointConfig(save_contents=["model", "optimizer", "extra"]),
+            checkpoint_config=CheckpointConfig(save_contents=list(saved), load_contents=list(saved)),
         )
     )
     worker.reset()
@@ -138,3 +139,24 @@ def named_weights(worker: DistributionalCriticWorker) -> dict[str, torch.Tensor]
         if chunk.post_process:
             named |= {f"score.{name}": tensor.clone() for name, tensor in chunk.output_layer.plain_state().items()}
     return named
+
+
+def optimizer_states(worker: DistributionalCriticWorker) -> dict[str, dict[str, torch.Tensor]]:
+    """Name of a parameter -> this rank's part of its fp32 copy and moments, as megatron-core saves them."""
+    chunks = enumerate(worker.engine.module)
+    names = {parameter: f"{number}.{name}" for number, chunk in chunks for name, parameter in chunk.named_parameters()}
+    return {
+        names[parameter]: {
+            key: state.clone() for key, state in part._get_main_param_and_optimizer_states(parameter).items()
+        }
+        for part in worker.engine.optimizer.chained_optimizers
+        for parameter in part.model_param_group_index_map
+    }
+
+
+def open_states(worker: DistributionalCriticWorker) -> None:
+    """Gives a fresh optimizer the states to load into; torch's AdamW, unlike Transformer Engine's, has none yet."""
+    for part in worker.engine.optimizer.chained_optimizers:
+        part.init_state_fn(part.optimizer, part.config)
+        for state in part.optimizer.state.values():
+            state.setdefault("step", torch.tensor(0.0))
