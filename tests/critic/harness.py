@@ -149,10 +149,15 @@ def infer(worker: DistributionalCriticWorker, batch: TensorDict) -> TensorDict:
     return worker.infer_batch(data)
 
 
-def train(
-    worker: DistributionalCriticWorker, batch: TensorDict, *, global_batch_size: int = 8, step: int = 1, **extra: Any
-) -> dict[str, Any]:
+def train(worker: DistributionalCriticWorker, batch: TensorDict, **settings: Any) -> dict[str, Any]:
     """One update on the whole batch; returns its metrics."""
+    return tu.get(update(worker, batch, **settings), "metrics")
+
+
+def update(
+    worker: DistributionalCriticWorker, batch: TensorDict, *, global_batch_size: int = 8, step: int = 1, **extra: Any
+) -> TensorDict | None:
+    """One update on the whole batch; returns what the trainer gets, nothing from a rank without outputs."""
     data = batch.clone()
     tu.assign_non_tensor(
         data,
@@ -169,7 +174,7 @@ def train(
             **extra,
         },
     )
-    return tu.get(worker.train_mini_batch(data), "metrics")
+    return worker.train_mini_batch(data)
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

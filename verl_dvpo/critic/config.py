@@ -74,17 +74,26 @@ class DistributionalFSDPCriticConfig(FSDPCriticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.value, FamilyConfig):
-            raise ValueError(
-                f"{PREFIX} is {self.value!r}; it must be a section whose field family is one of "
-                f"{', '.join(map(repr, family_names()))} or an import path; choose an algorithm, which sets it"
-            )
-        if not isinstance(self.model, ValueModelConfig):
-            raise ValueError(
-                f"critic.model._target_ makes a {type(self.model).__name__}; it must be "
-                "verl_dvpo.critic.config.ValueModelConfig; choose an algorithm, which sets it"
-            )
-        self.model.value = self.value
+        attach_family(self)
+
+
+def attach_family(critic: Any) -> None:
+    """Checks the two sections of ``critic.*`` that are ours, and hands the settings of the family to the model's.
+
+    Raises:
+        ValueError: ``critic.value`` names no family, or ``critic.model`` is verl's own section.
+    """
+    if not isinstance(critic.value, FamilyConfig):
+        raise ValueError(
+            f"{PREFIX} is {critic.value!r}; it must be a section whose field family is one of "
+            f"{', '.join(map(repr, family_names()))} or an import path; choose an algorithm, which sets it"
+        )
+    if not isinstance(critic.model, ValueModelConfig):
+        raise ValueError(
+            f"critic.model._target_ makes a {type(critic.model).__name__}; it must be "
+            "verl_dvpo.critic.config.ValueModelConfig; choose an algorithm, which sets it"
+        )
+    critic.model.value = critic.value
 
 
 @contextmanager

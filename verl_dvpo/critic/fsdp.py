@@ -8,7 +8,6 @@ Shape legend: B sequences, nnz all tokens of a micro-batch laid end to end, D ou
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,14 +23,8 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_dvpo.critic.head import build_head, head_name, load_backbone
-from verl_dvpo.families.registry import build_family
-
-#: The key under which the engines are registered; verl's own value engine is ``value_model``.
-MODEL_TYPE = "distributional_value_model"
-
-#: Turns a micro-batch's outputs into the model output of an inference pass: (outputs (nnz, D), micro_batch) -> output.
-Decoder = Callable[[Tensor, TensorDict], dict[str, Tensor]]
+from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
+from verl_dvpo.critic.head import head_name, load_backbone
 
 
 def _no_generation(*args: Any, **kwargs: Any) -> None:
@@ -41,17 +34,8 @@ def _no_generation(*args: Any, **kwargs: Any) -> None:
 # FSDP1 broadcasts a module's first state over an accelerator's backend only, so the CPU has FSDP2.
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp2"], device=["cuda", "npu", "cpu"])
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp"], device=["cuda", "npu"])
-class FSDPDistributionalEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs.
-
-    ``model_config.value`` holds the family's settings. The engine takes the number of outputs and the head's first
-    weights from the family, and knows nothing else of it.
-    """
-
-    #: Set by the worker; None returns the raw outputs, also in inference.
-    decoder: Decoder | None = None
-    model_config: Any
-    _kept: Tensor | None = None
+class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
+    """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs."""
 
     def _build_module(self) -> Any:
         config = self.engine_config.model_dtype
@@ -76,18 +60,9 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
             module.to(dtype)
             if self.model_config.enable_gradient_checkpointing:
                 module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            setattr(module, head_name(module), self._new_head(module))
+            hidden_size = module.config.get_text_config().hidden_size
+            setattr(module, head_name(module), self._new_head(hidden_size))
         return module
-
-    def _new_head(self, module: Any) -> nn.Module:
-        settings = self.model_config.value
-        return build_head(
-            module.config.get_text_config().hidden_size,
-            build_family(settings),
-            seed=settings.head_seed,
-            width=settings.head_width,
-            activation=settings.head_activation,
-        )
 
     def _build_lora_module(self, module: Any) -> Any:
         """Adapters on the backbone; the head is trained whole, so it is kept out of their sight."""
@@ -149,18 +124,6 @@ class FSDPDistributionalEngine(FSDPEngineWithLMHead):
         from verl.utils.fsdp_utils import CPUOffloadPolicy
 
         return CPUOffloadPolicy(pin_memory=True)
-
-    def infer_batch(self, data: TensorDict, loss_function: Callable | None = None) -> dict[str, Any]:
-        """Runs verl's inference pass; what the decoder calls ``kept`` stays here, on every rank of the mini-batch."""
-        output = super().infer_batch(data, loss_function)
-        self._kept = output["model_output"].pop("kept", None)
-        return output
-
-    def take_kept(self) -> Tensor:
-        """Hands over the jagged (B, T, S) of the last inference pass, once."""
-        kept, self._kept = self._kept, None
-        assert kept is not None, "infer_batch with a decoder comes first"
-        return kept
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any = None

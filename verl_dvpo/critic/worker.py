@@ -23,7 +23,7 @@ from verl.utils.metric.utils import AggregationType, Metric
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
-from verl_dvpo.critic.fsdp import MODEL_TYPE
+from verl_dvpo.critic.engine import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.readings import OPTIONS, read_states
 from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, masked_sums, mean_statistics, reward_std
@@ -77,7 +77,8 @@ class DistributionalCriticWorker(TrainingWorker):
         self._options = tu.pop(data, key=OPTIONS, default=AdvantageConfig())
         self._statistics = {}
         output = super().infer_batch(data)
-        self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
+        if self.engine.has_outputs:
+            self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
         return output
 
     def _decode(self, outputs: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
@@ -122,6 +123,8 @@ class DistributionalCriticWorker(TrainingWorker):
         Raises:
             RuntimeError: no inference pass went before, or it saw another batch.
         """
+        if not self.engine.has_outputs:
+            return super().train_mini_batch(data)
         if self._kept is None:
             raise RuntimeError(
                 "the critic's update needs an inference pass on the same batch before it; call infer_batch first"

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between Megatron-core and Hugging Face weights: mbridge for the backbone, a file of its own for the head."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from verl.utils.megatron_utils import unwrap_model
+
+#: Beside the backbone's files: the head's weights, named as the FSDP critic's checkpoints name them.
+HEAD_FILE = "value_head.safetensors"
+PREFIX = "score."
+
+
+class BridgeWithHead:
+    """mbridge's bridge, except that the last stage's output layer is ours.
+
+    mbridge knows a vocabulary's layer and a layer of one output only, so it never sees ours: the layer is taken off
+    while backbone weights are loaded or saved.
+
+    Args:
+        bridge: mbridge's, for the backbone.
+        new_layer: builds the output layer from megatron-core's configuration.
+        start: the folder that training starts from; any other must hold a head.
+    """
+
+    def __init__(self, bridge: Any, new_layer: Callable[[Any], nn.Module], *, start: str) -> None:
+        self._bridge = bridge
+        self._new_layer = new_layer
+        self._start = start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bridge, name)
+
+    def get_model(self, *, post_model_creation_callbacks: Sequence[Callable], **settings: Any) -> list[nn.Module]:
+        """Builds mbridge's model, with our output layer in the place of its own."""
+        callbacks = [*post_model_creation_callbacks, self._attach]
+        return self._bridge.get_model(post_model_creation_callbacks=callbacks, **settings)
+
+    def _attach(self, model: Any, pre_process: bool, post_process: bool, config: Any, hf_config: Any) -> None:
+        if post_process:
+            model.output_layer = self._new_layer(config)
+
+    def load_weights(self, models: list[nn.Module], weights_path: str, memory_efficient: bool = False) -> None:
+        """Loads the backbone, then the head where the folder has one.
+
+        Raises:
+            ValueError: the folder holds a head of another shape, or none although training does not start from it.
+        """
+        with without_output_layers(models):
+            self._bridge.load_weights(models, weights_path, memory_efficient=memory_efficient)
+        self._forget_vocabulary()
+        file = Path(weights_path) / HEAD_FILE
+        if file.exists():
+            for layer in output_layers(models):
+                load_head(layer.plain_state(), file)
+        elif weights_path != self._start:
+            raise ValueError(f"{weights_path} holds no {HEAD_FILE}; a critic resumes from a critic's checkpoint only")
+
+    def _forget_vocabulary(self) -> None:
+        """Takes the language model's output layer out of the index of the files that mbridge will save.
+
+        mbridge writes a file once it has all of its weights, and this one never comes.
+        """
+        files = self._bridge.safetensor_io
+        (name,) = self._bridge._weight_name_mapping_mcore_to_hf("output_layer.weight")
+        for index in (files.index, files.origin_index.get("weight_map", {})):
+            index.pop(name, None)
+
+    def save_weights(self, models: list[nn.Module], weights_path: str, memory_efficient: bool = False) -> None:
+        """Saves the backbone as a Hugging Face folder, and the head beside it."""
+        with without_output_layers(models):
+            self._bridge.save_weights(models, weights_path, memory_efficient=memory_efficient)
+        first = parallel_state.get_tensor_model_parallel_rank() == 0
+        if first and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
+            for layer in output_layers(models):
+                state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in layer.plain_state().items()}
+                save_file(state, Path(weights_path) / HEAD_FILE)
+        torch.distributed.barrier()
+
+
+def load_head(state: dict[str, Tensor], file: Path) -> None:
+    """Copies the tensors of ``file`` into those of ``state``.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    saved = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(file).items()}
+    shapes, found = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, saved))
+    if shapes != found:
+        raise ValueError(
+            f"{file} holds a head of shapes {found}; critic.value needs {shapes}; "
+            "set critic.value as it was when the head was saved"
+        )
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])
+
+
+def output_layers(models: Sequence[nn.Module]) -> list[Any]:
+    """Returns the output layers among this rank's model chunks: one on the last stage, none elsewhere."""
+    return [chunk.output_layer for chunk in _last_chunks(models)]
+
+
+@contextmanager
+def without_output_layers(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Takes the output layers off for a while."""
+    chunks = _last_chunks(models)
+    layers = [chunk.output_layer for chunk in chunks]
+    for chunk in chunks:
+        chunk.output_layer = nn.Identity()
+    try:
+        yield
+    finally:
+        for chunk, layer in zip(chunks, layers, strict=True):
+            chunk.output_layer = layer
+
+
+def _last_chunks(models: Sequence[nn.Module]) -> list[Any]:
+    return [chunk for chunk in unwrap_model(list(models)) if getattr(chunk, "post_process", False)]
