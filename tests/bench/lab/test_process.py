@@ -102,5 +102,5 @@ def test_bad_noise_is_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="noise is 'loud'"):
         lab.corrupt(np.zeros(2), "loud", np.array([0.0, 1.0]), rng)
-    with pytest.raises(ValueError, match="two-valued"):
+    with pytest.raises(ValueError, match="noise is 'flip'; it needs a reward of 2 values, not 3"):
         lab.corrupt(np.zeros(2), "flip", np.array([0.0, 1.0, 2.0]), rng)

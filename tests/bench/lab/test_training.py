@@ -69,7 +69,7 @@ def test_config_is_checked() -> None:
         TrainConfig(batch=10, mini_batches=3)
     with pytest.raises(ValueError, match="model is 'gpt'"):
         TrainConfig(model="gpt")
-    with pytest.raises(ValueError, match="no critic of the lab"):
+    with pytest.raises(ValueError, match="critic is 'a2c'; allowed are ppo"):
         registry.setup("a2c")
 
 
