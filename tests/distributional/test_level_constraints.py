@@ -16,8 +16,8 @@ from verl_dvpo.distributional import (
     dvpo_loss,
     quantile_levels,
 )
+from verl_dvpo.distributional.config import check_level_statistics
 from verl_dvpo.distributional.constraints import constraint_differences, level_differences
-from verl_dvpo.families.quantile_ensemble import QuantileEnsembleFamily
 
 
 def level_config(**fields) -> DVPOLossConfig:
@@ -227,9 +227,10 @@ def test_what_does_not_go_together_is_named(fields, message):
 def test_right_levels_are_refused():
     message = "constraint_statistics is 'level', but levels is 'right'.*'midpoint'.*'value'"
     with pytest.raises(ValueError, match=message):
-        QuantileEnsembleFamily(levels="right", loss=level_config())
+        check_level_statistics(1.0, level_config())
     with pytest.raises(ValueError, match=message):
         constraint_multipliers(
             torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2), quantile_levels(4, "right"), level_config()
         )
-    assert QuantileEnsembleFamily(levels="midpoint", loss=level_config()).loss_config == level_config()
+    check_level_statistics(float(quantile_levels(4, "midpoint")[-1]), level_config())
+    check_level_statistics(1.0, DVPOLossConfig())
