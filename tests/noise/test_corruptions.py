@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured rates of every corruption over 10,000 samples, and the values that it puts in place."""
+"""Tests of every corruption: its measured rate over 10,000 samples, and the values that it puts in place."""
 
 import functools
 import itertools
@@ -11,8 +11,9 @@ from samples import question, questions
 from scipy import optimize, stats
 
 from verl_dvpo.bench.tasks.reward import compute_score
-from verl_dvpo.noise.config import KINDS, noise_config
+from verl_dvpo.noise.config import noise_config
 from verl_dvpo.noise.corruptions import spend
+from verl_dvpo.noise.kinds import KINDS
 from verl_dvpo.noise.reward import with_noise
 
 COUNT = 10_000

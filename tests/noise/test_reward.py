@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wrapper: what it passes on, what it returns, and what it says when the wrapped function misbehaves."""
+"""Tests of the wrapper: its arguments, its answers, and its errors when the wrapped function misbehaves."""
 
 import asyncio
 import inspect
@@ -80,14 +80,14 @@ def raising(**_):
     ("inner", "said"),
     [
         (raising, "raised KeyError: 'answer'"),
-        (lambda **_: None, "returned None of type NoneType"),
-        (lambda **_: "1.0", "returned '1.0' of type str"),
+        (lambda **_: None, "is None of type NoneType"),
+        (lambda **_: "1.0", "is '1.0' of type str"),
         (lambda **_: (1.0, 2.0), "of type tuple"),
         (lambda **_: np.ones(2), "of type ndarray"),
-        (lambda **_: {"acc": 1.0}, "returned a dict without 'score', with ['acc']"),
-        (lambda **_: {"score": "high"}, "returned 'high' of type str"),
-        (lambda **_: float("nan"), "returned nan, which is not a finite number"),
-        (lambda **_: {"score": -np.inf}, "returned -inf, which is not a finite number"),
+        (lambda **_: {"acc": 1.0}, "is a dict with ['acc']; it must have 'score'"),
+        (lambda **_: {"score": "high"}, "is 'high' of type str"),
+        (lambda **_: float("nan"), "is nan; it must be a finite number"),
+        (lambda **_: {"score": -np.inf}, "is -inf; it must be a finite number"),
     ],
 )
 def test_errors_name_function_data_source_and_sample(inner, said, validate):
@@ -111,11 +111,23 @@ def test_coroutine_functions_that_raise_are_named_too():
 @pytest.mark.parametrize(
     ("settings", "score", "said"),
     [
-        (ALWAYS, -1.0, r"score -1.0 is outside \[noise.low, noise.high\] = \[0.0, 1.0\]"),
-        ({"kind": "reward_model", "accuracy": 0.7}, 1.5, "score 1.5 is outside"),
-        ({"kind": "adversary", "rate": 0.1, "pass_rate_key": "solved"}, 1.0, "noise.pass_rate_key='solved' is not in"),
-        ({"kind": "adversary", "rate": 0.1, "pass_rate_key": "split"}, 1.0, r"extra_info.split must be .*\[0, 1\]"),
-        ({"kind": "prompt_consistent", "rate": 1.0, "wrong_answer_key": "vote"}, 0.0, "wrong_answer_key='vote' is not"),
+        (ALWAYS, -1.0, r"score is -1.0; it must be in \[noise.low, noise.high\] = \[0.0, 1.0\]"),
+        ({"kind": "reward_model", "accuracy": 0.7}, 1.5, "score is 1.5; it must be in"),
+        (
+            {"kind": "adversary", "rate": 0.1, "pass_rate_key": "solved"},
+            1.0,
+            "noise.pass_rate_key is 'solved'; it must be a key of",
+        ),
+        (
+            {"kind": "adversary", "rate": 0.1, "pass_rate_key": "split"},
+            1.0,
+            r"extra_info.split is \'train\'; it must be .*\[0, 1\]",
+        ),
+        (
+            {"kind": "prompt_consistent", "rate": 1.0, "wrong_answer_key": "vote"},
+            0.0,
+            "wrong_answer_key is 'vote'; it must be",
+        ),
     ],
 )
 def test_samples_that_do_not_fit_the_corruption_are_named(settings, score, said):
@@ -126,7 +138,7 @@ def test_samples_that_do_not_fit_the_corruption_are_named(settings, score, said)
 
 def test_a_sample_without_its_origin_is_refused():
     asked = {**question(5, right=True), "extra_info": {"split": "test"}}
-    with pytest.raises(RewardFunctionError, match="training and validation look alike"):
+    with pytest.raises(RewardFunctionError, match="tell training from validation"):
         noisy(compute_score)(**asked)
 
 

@@ -198,7 +198,7 @@ def test_a_failing_reward_is_nan_with_a_reason_in_training_and_raises_in_validat
 def test_a_rollout_that_does_not_say_what_it_is_for_is_refused(folder: Path):
     data = rows([1])
     del data.non_tensor_batch[VALIDATE]
-    with pytest.raises(ValueError, match="this rollout did not say which it was"):
+    with pytest.raises(ValueError, match="must tell training from validation"):
         score(config(folder, "sync", "+noise=flip"), data)
 
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The corruptions: clean score and sample in, corrupted score out. Pure functions; every draw is a hash of the sample.
+"""Computes the corrupted score from the clean score and the sample.
 
-Of a key's uniforms the first decides whether the corruption strikes, the others by how much.
+The functions are pure: every draw is a hash of the sample. Of the uniform numbers of a key, the first decides whether
+the corruption strikes, the others by how much.
 """
 
 import math
 from functools import singledispatch
 from typing import Any
 
-from verl_dvpo.noise.config import (
-    PREFIX,
+from verl_dvpo.noise.base import PREFIX, NoiseConfig
+from verl_dvpo.noise.draws import normal, student_t, symmetric_stable, uniforms
+from verl_dvpo.noise.kinds import (
     STABLE,
     Additive,
     Adversary,
@@ -22,11 +24,9 @@ from verl_dvpo.noise.config import (
     HeavyTailed,
     Inflation,
     LengthBias,
-    NoiseConfig,
     PromptConsistent,
     RewardModel,
 )
-from verl_dvpo.noise.draws import normal, student_t, symmetric_stable, uniforms
 from verl_dvpo.noise.sample import Sample, canonical
 
 Result = dict[str, Any]
@@ -34,16 +34,16 @@ Result = dict[str, Any]
 
 @singledispatch
 def corrupt(config: NoiseConfig, score: float, sample: Sample, result: Result) -> float:
-    """The corrupted score.
+    """Returns the corrupted score.
 
     Args:
         config: which corruption, and how much of it.
         score: the clean score, finite.
         sample: whose score it is.
-        result: what else the wrapped reward returned; empty where it returned a number.
+        result: the other fields that the wrapped reward returned; empty where it returned a number.
 
     Raises:
-        ValueError: the score or the sample is not what `config` says it is.
+        ValueError: the score lies outside [low, high], or the sample lacks a field that ``config`` names.
     """
     raise AssertionError(f"no corruption for {type(config).__name__}")
 
@@ -112,9 +112,10 @@ def _(config: Adversary, score: float, sample: Sample, result: Result) -> float:
 
 
 def spend(budget: float, pass_rate: float) -> tuple[float, float]:
-    """Shares (f, g) in [0, 1] of right and wrong responses to flip: the largest f + g with p f + (1 - p) g = budget.
+    """Returns the shares (f, g) in [0, 1] of right and wrong responses to flip.
 
-    ours: the rarer kind is the cheaper one; the argument is in `Adversary`.
+    They have the largest f + g with p f + (1 - p) g = budget (ours): the rarer verdict is the cheaper one, as
+    ``Adversary`` explains.
 
     Args:
         budget: in [0, 1].
@@ -161,7 +162,7 @@ def _is_right(config: Binary, score: float) -> bool:
 def _mirror(config: Binary, score: float) -> float:
     if not config.low <= score <= config.high:
         raise ValueError(
-            f"the clean score {score} is outside [{PREFIX}.low, {PREFIX}.high] = [{config.low}, {config.high}]; "
+            f"the clean score is {score}; it must be in [{PREFIX}.low, {PREFIX}.high] = [{config.low}, {config.high}]; "
             "set the two to the reward function's lowest and highest score"
         )
     return config.low + config.high - score
@@ -176,13 +177,19 @@ def _pass_rate(config: Adversary, sample: Sample) -> float:
     except (TypeError, ValueError):
         rate = math.nan
     if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"extra_info.{config.pass_rate_key} must be a number in [0, 1], got {value!r}")
+        raise ValueError(
+            f"extra_info.{config.pass_rate_key} is {value!r}; it must be a number in [0, 1]; mend the data, or set "
+            f"{PREFIX}.pass_rate_key=null"
+        )
     return rate
 
 
 def _look_up(holder: dict[str, Any], key: str, field: str, where: str) -> Any:
     if key not in holder:
-        raise ValueError(f"{PREFIX}.{field}={key!r} is not in {where}, which has {sorted(map(str, holder))}")
+        raise ValueError(
+            f"{PREFIX}.{field} is {key!r}; it must be a key of {where}, which has {sorted(map(str, holder))}; "
+            "name one of those"
+        )
     return holder[key]
 
 

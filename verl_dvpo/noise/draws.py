@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers as a function of what they are for: a keyed hash, no state, the same in every process and order."""
+"""Draws random numbers from a keyed hash: without state, so equal in every process and order."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ _NORMAL = NormalDist()
 
 
 def uniforms(seed: int, parts: Iterable[str | int]) -> tuple[float, ...]:
-    """`COUNT` numbers in the open interval (0, 1), independent for different keys.
+    """Returns ``COUNT`` numbers in the open interval (0, 1), independent for different keys.
 
     Args:
         seed: integer >= 0.
@@ -29,22 +29,24 @@ def uniforms(seed: int, parts: Iterable[str | int]) -> tuple[float, ...]:
 
 
 def normal(u: float) -> float:
-    """Standard normal quantile of u in (0, 1)."""
+    """Returns the standard normal quantile of u in (0, 1)."""
     return _NORMAL.inv_cdf(u)
 
 
 def student_t(u: float, v: float, degrees: float) -> float:
-    """A Student-t number with `degrees` of freedom > 0 from two uniforms: sqrt(d (u^(-2/d) - 1)) cos(2 pi v).
+    """Returns a Student-t number with ``degrees`` > 0 of freedom from two uniform numbers u and v in (0, 1).
 
-    The polar method of Bailey (Mathematics of Computation 62, 1994).
+    It is sqrt(d (u^(-2/d) - 1)) cos(2 pi v) with d = ``degrees``: the polar method of Bailey (Mathematics of
+    Computation 62, 1994; paper).
     """
     return math.sqrt(degrees * math.expm1(-2.0 / degrees * math.log(u))) * math.cos(2.0 * math.pi * v)
 
 
 def symmetric_stable(u: float, v: float, alpha: float) -> float:
-    """A number with characteristic function exp(-|t|^alpha), alpha in (0, 2], from two uniforms.
+    """Returns a number with characteristic function exp(-|t|^alpha), alpha in (0, 2], from two uniform numbers.
 
-    Chambers, Mallows and Stuck (JASA 71, 1976), symmetric case; variance 2 at alpha = 2, Cauchy at alpha = 1.
+    The symmetric case of Chambers, Mallows and Stuck (JASA 71, 1976; paper): variance 2 at alpha = 2, Cauchy at
+    alpha = 1.
     """
     angle = math.pi * (u - 0.5)
     waiting = -math.log(v)

@@ -38,7 +38,7 @@ def manager_for(config: DictConfig, chosen: type) -> type:
 
 @functools.cache
 def noisy(base: type) -> Any:
-    """A subclass of the reward manager `base` whose reward function is wrapped by `with_noise`."""
+    """Returns a subclass of the reward manager ``base`` whose reward function is wrapped by ``with_noise``."""
 
     class NoisyRewardManager(base):
         """Wraps the reward function, and tells it where each sample comes from."""
@@ -50,9 +50,9 @@ def noisy(base: type) -> Any:
             super().__init__(config=config, tokenizer=tokenizer, compute_score=wrapped, **kwargs)
 
         async def run_single(self, data: "DataProto") -> dict[str, Any]:
-            """As `base`; a reward that fails in training is NaN with a reason, which stops the trainer.
+            """Scores as ``base`` does; a reward that fails in training is NaN with a reason, which stops the trainer.
 
-            verl would log the error, and go on without the sample.
+            verl itself would log the error and go on without the sample.
             """
             origin = origin_of(data)
             try:
@@ -72,7 +72,7 @@ def noisy(base: type) -> Any:
 
 
 def function_name(config: DictConfig) -> str:
-    """What the user calls the reward function: path and name, or verl's default."""
+    """Returns the user's name of the reward function: its path and name, or that of verl's default."""
     chosen = config.reward.get("custom_reward_function")
     if not chosen or not chosen.get("path"):
         return "verl.utils.reward_score.default_compute_score"
@@ -80,7 +80,7 @@ def function_name(config: DictConfig) -> str:
 
 
 def origin_of(data: "DataProto") -> Origin:
-    """Where the last response in `data` comes from; verl scores the last one where an agent loop made several.
+    """Returns the origin of the last response in ``data``, which verl scores where an agent loop made several.
 
     Raises:
         ValueError: the rollout did not say whether it was a validation.
@@ -88,8 +88,8 @@ def origin_of(data: "DataProto") -> Origin:
     fields = {name: values[-1] for name, values in data.non_tensor_batch.items()}
     if VALIDATE not in fields:
         raise ValueError(
-            "noise= corrupts training and never validation, but this rollout did not say which it was; "
-            "it has to come from verl's AgentLoopWorker or a subclass that keeps its _run_agent_loop"
+            f"the field {VALIDATE!r} of a rollout is missing; it must tell training from validation, because noise= "
+            "never corrupts a validation; roll out with verl's AgentLoopWorker or a subclass that keeps its _run_agent_loop"
         )
     response_length = data.batch["responses"].shape[-1]
     return Origin(
@@ -104,7 +104,7 @@ def origin_of(data: "DataProto") -> Origin:
 
 
 def with_origin(data: "DataProto", origin: Origin) -> "DataProto":
-    """The last response in `data`, with `origin` in its ``extra_info``; `data` itself stays as it is."""
+    """Returns the last response in ``data`` with ``origin`` in its ``extra_info``; ``data`` stays as it is."""
     last = data[-1:]
     users = last.non_tensor_batch["extra_info"][0] if "extra_info" in last.non_tensor_batch else None
     extra_info = np.empty(1, dtype=object)

@@ -23,10 +23,13 @@ def is_wanted(config: Any) -> bool:
 
 
 def noise_metrics(infos: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over what `verl_dvpo.noise.reward.with_noise` returned for the samples of a step.
+    """Returns the metrics of a step from the fields that ``with_noise`` returned for its samples.
+
+    Args:
+        infos: one dict a sample, verl's ``reward_extra_info``; at least one.
 
     Raises:
-        RewardFunctionError: some rewards are missing; says how many, and the first few reasons.
+        RewardFunctionError: some rewards failed; says how many, and the first few reasons.
     """
     errors = [info[REWARD_ERROR] for info in infos if REWARD_ERROR in info]
     if errors:

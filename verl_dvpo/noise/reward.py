@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reward function around a reward function: calls it once, and corrupts what it says where that is for training.
+"""Wraps a reward function: calls it once, and corrupts its score in training.
 
-The reward managers of verl call ``compute_score(data_source=..., solution_str=..., ground_truth=..., extra_info=...)``
-and take a number or a dict with ``score``; so do these. In a validation the wrapped function's answer comes back as
-it is, the same object.
+verl's reward managers call ``compute_score(data_source=..., solution_str=..., ground_truth=..., extra_info=...)`` and
+take a number or a dict with ``score``; the wrapper has the same interface. In a validation it returns the answer of
+the wrapped function unchanged, the same object.
 """
 
 import functools
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from numbers import Real
 from typing import Any, cast
 
-from verl_dvpo.noise.config import NoiseConfig
+from verl_dvpo.noise.base import NoiseConfig
 from verl_dvpo.noise.corruptions import corrupt
 from verl_dvpo.noise.sample import ORIGIN, Origin, Sample, canonical
 
@@ -26,24 +26,24 @@ CORRUPTED = "corrupted"
 
 
 class RewardFunctionError(ValueError):
-    """A wrapped reward function failed, or returned what is no reward; names function, data source and sample."""
+    """Says that a wrapped reward function failed or returned no reward; names function, data source and sample."""
 
 
 def with_noise(inner: RewardFunction, config: NoiseConfig, name: str) -> RewardFunction:
-    """`inner` with its scores corrupted in training; a coroutine function where `inner` is one.
+    """Returns ``inner`` with its scores corrupted in training; a coroutine function where ``inner`` is one.
 
-    The dict that it returns in training has what `inner` returned, and ``score`` (corrupted), ``clean_score``,
-    ``corrupted`` (1.0 where the two differ); ``acc`` is `inner`'s own, or the clean score where `inner` returned a
-    number, as verl has it.
+    The dict that it returns in training has the fields of ``inner``, and ``score`` (corrupted), ``clean_score``,
+    ``corrupted`` (1.0 where the two differ). ``acc`` is that of ``inner``, or the clean score where ``inner`` returned
+    a number, as in verl.
 
     Args:
         inner: the user's reward function, or verl's default.
         config: the corruption.
-        name: what to call `inner` in errors.
+        name: name of ``inner`` in errors.
 
     Raises (when called):
-        RewardFunctionError: `inner` raised, or its score is not a finite number, or does not fit `config`; or
-            ``extra_info`` lacks the sample's origin, and so no one can tell training from validation.
+        RewardFunctionError: ``inner`` raised; its score is not a finite number, or does not fit ``config``; or
+            ``extra_info`` lacks the sample's origin, without which training and validation look alike.
     """
     # functions in partials, not objects: verl asks inspect.iscoroutinefunction, and pickles them for its workers
     wrapper = _score_async if inspect.iscoroutinefunction(inner) else _score
@@ -51,7 +51,7 @@ def with_noise(inner: RewardFunction, config: NoiseConfig, name: str) -> RewardF
 
 
 def to_extra_info(extra_info: dict[str, Any] | None, origin: Origin) -> dict[str, Any]:
-    """A copy of ``extra_info`` that carries `origin` to `with_noise`."""
+    """Returns a copy of ``extra_info`` that carries ``origin`` to ``with_noise``."""
     return {**(extra_info or {}), ORIGIN: asdict(origin)}
 
 
@@ -74,13 +74,13 @@ async def _score_async(inner: RewardFunction, config: NoiseConfig, name: str, /,
 
 
 def _open(name: str, asked: dict[str, Any]) -> tuple[Sample, dict[str, Any]]:
-    """The sample, and the question as `inner` would have heard it without us."""
+    """Returns the sample, and the arguments that ``inner`` would get without noise."""
     extra_info = dict(asked.get("extra_info") or {})
     origin = extra_info.pop(ORIGIN, None)
     if origin is None:
         raise RewardFunctionError(
-            f"noise around {name}: data source {asked['data_source']!r} came without its origin, so training and "
-            "validation look alike; noise= needs a reward manager that passes extra_info on to its reward function"
+            f"extra_info of data source {asked['data_source']!r} is without {ORIGIN!r}; noise around {name} needs it to "
+            "tell training from validation; choose a reward manager that passes extra_info on to its reward function"
         )
     sample = Sample(
         data_source=str(asked["data_source"]),
@@ -107,18 +107,21 @@ def _close(config: NoiseConfig, name: str, sample: Sample, answer: Any) -> Any:
 def _number(name: str, sample: Sample, answer: Any) -> float:
     if isinstance(answer, dict) and "score" not in answer:
         raise RewardFunctionError(
-            f"reward function {name} returned a dict without 'score', with {sorted(map(str, answer))} ({sample})"
+            f"the answer of reward function {name} is a dict with {sorted(map(str, answer))}; it must have 'score'; "
+            f"return the reward under that key ({sample})"
         )
     score = answer["score"] if isinstance(answer, dict) else answer
     if getattr(score, "ndim", None) == 0:
         score = score.item()  # of numpy or torch
     if not isinstance(score, Real):
         raise RewardFunctionError(
-            f"reward function {name} returned {score!r} of type {type(score).__name__}; allowed are a finite number, "
-            f"or a dict with one under 'score' ({sample})"
+            f"the score of reward function {name} is {score!r} of type {type(score).__name__}; it must be a finite "
+            f"number; return one, or a dict with one under 'score' ({sample})"
         )
     if not math.isfinite(score):
-        raise RewardFunctionError(f"reward function {name} returned {score}, which is not a finite number ({sample})")
+        raise RewardFunctionError(
+            f"the score of reward function {name} is {score}; it must be a finite number; return one ({sample})"
+        )
     return float(score)
 
 

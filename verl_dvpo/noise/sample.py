@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What identifies a sample: content and place, nothing that another run, order or number of workers would change.
+"""Identifies a sample by content and place, which no other run, order or number of workers changes.
 
-A sample's key is (data source, prompt, ground truth, response, training step, rollout number): verl's ``uid`` is drawn
-anew in every run, and is used in messages only. What follows from it:
+A sample's key is (data source, prompt, ground truth, response, training step, rollout number). verl draws ``uid`` anew
+in every run, so only messages use it. Consequences:
 
 - A run that is repeated or resumed corrupts the same response to the same prompt at the same step in the same way.
 - Two responses of one group draw independently even where their texts are equal: they differ by rollout number.
@@ -15,17 +15,17 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-#: Where the reward manager leaves `Origin` for the wrapped reward, inside ``extra_info``; the user's never sees it.
+#: Key of ``extra_info`` under which the reward manager hands ``Origin`` to the wrapper, which removes it.
 ORIGIN = "verl_dvpo_noise"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a response comes from; what the reward manager knows and a reward function is not told.
+    """Says where a response comes from, which verl tells reward managers and not reward functions.
 
     Attributes:
         validate: whether it belongs to a validation.
-        prompt: the messages, in canonical form (see `canonical`).
+        prompt: the messages, in canonical form (see ``canonical``).
         length: of the response, in tokens.
         step: training step at which the prompt was handed out; -1 where verl does not say.
         session: number of the response in its group, from 0.
@@ -44,7 +44,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One response with everything that its reward may depend on."""
+    """Holds one response with everything that its reward may depend on."""
 
     data_source: str
     ground_truth: str
@@ -53,7 +53,11 @@ class Sample:
     extra_info: dict[str, Any]
 
     def key(self, scope: str) -> tuple[str | int, ...]:
-        """What a draw of this scope depends on, beside the seed. Scopes: `verl_dvpo.noise.config.SCOPES`."""
+        """Returns the key of a draw: all that it depends on, beside the seed.
+
+        Args:
+            scope: ``sample``, ``response`` or ``prompt``, as in ``verl_dvpo.noise.base.Scope``.
+        """
         prompt = (self.data_source, self.origin.prompt, self.ground_truth)
         if scope == "prompt":
             return ("prompt", *prompt)
@@ -70,9 +74,9 @@ class Sample:
 
 
 def canonical(value: Any) -> str:
-    """A string that is equal for equal content: JSON with sorted keys; arrays as lists.
+    """Returns a string that is equal for equal content: JSON with sorted keys, arrays as lists.
 
-    What JSON cannot hold stands as the name of its type: two images are alike here.
+    A value that JSON cannot hold becomes the name of its type, so all images are alike.
     """
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
 
