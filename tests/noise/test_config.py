@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_dvpo.config
 from verl_dvpo.hydra_plugin import VerlDvpoSearchPath
+from verl_dvpo.noise.base import Correction, NoiseConfig, Where
 from verl_dvpo.noise.config import check_config, noise_config
 from verl_dvpo.noise.kinds import KINDS, NONE, Flip, HeavyTailed, LengthBias
 
@@ -37,15 +38,25 @@ def test_every_shipped_file_composes_and_parses(name: str):
     parsed = noise_config(config.noise)
     assert type(parsed) is KINDS.get(name, type(None))
     if parsed is not None:
-        # every field is in the file, with its comment above it
-        lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
-        for field in type(parsed).model_fields:
-            (at,) = [number for number, line in enumerate(lines) if line.startswith(f"  {field}:")]
-            assert lines[at - 1].startswith("  #")
+        every_field_has_a_comment(
+            FOLDER / f"{name}.yaml", set(KINDS[name].model_fields) - set(NoiseConfig.model_fields)
+        )
+
+
+def test_every_shared_field_is_in_the_shared_file():
+    every_field_has_a_comment(FOLDER / "_base.yaml", set(NoiseConfig.model_fields))
+    every_field_has_a_comment(FOLDER / "_base.yaml", {*Where.model_fields, *Correction.model_fields}, indent=4)
+
+
+def every_field_has_a_comment(file: Path, fields: set[str], indent: int = 2) -> None:
+    lines = file.read_text().splitlines()
+    for field in fields:
+        (at,) = [number for number, line in enumerate(lines) if line.startswith(f"{' ' * indent}{field}:")]
+        assert lines[at - 1].startswith(f"{' ' * indent}#")
 
 
 def test_there_is_a_file_for_every_kind_and_no_other():
-    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted([NONE, *KINDS])
+    assert sorted(path.stem for path in FOLDER.glob("[!_]*.yaml")) == sorted([NONE, *KINDS])
 
 
 def test_overrides_reach_the_model():
@@ -77,7 +88,10 @@ BAD = [
     ({"kind": "salt"}, "noise.kind is 'salt'; it must be one of "),
     ("flip", "noise is 'flip'; it must hold fields"),
     ({"kind": "none", "rate": 0.1}, "noise.rate is 0.1; noise.kind=none has no such field"),
-    ({"kind": "flip", "rate": 1.2}, r"noise.rate is 1.2; it must be a number in \[0, 1\]; config/noise/flip.yaml"),
+    (
+        {"kind": "flip", "rate": 1.2},
+        r"noise.rate is 1.2; it must be a number in \[0, 1\]; config/noise/flip.yaml explains it",
+    ),
     ({"kind": "flip", "rate": -0.1}, r"noise.rate is -0.1; it must be a number in \[0, 1\]"),
     ({"kind": "flip", "rate": float("nan")}, r"noise.rate is nan; it must be a number in \[0, 1\]"),
     ({"kind": "flip", "rate": "0.3"}, r"noise.rate is '0.3'; it must be a number in \[0, 1\]"),

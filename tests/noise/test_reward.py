@@ -19,6 +19,7 @@ from verl_dvpo.noise.reward import RewardFunctionError, with_noise
 from verl_dvpo.noise.sample import ORIGIN
 
 ALWAYS = {"kind": "flip", "rate": 1.0}
+FLIPPED = {"score": 0.0, "acc": 1.0, "clean_score": 1.0, "corrupted": 1.0, "clean_pass": 1.0, "noisy_pass": 0.0}
 
 
 def noisy(inner, settings=ALWAYS, name="rewards.py:mine"):
@@ -39,14 +40,13 @@ def test_the_wrapped_function_is_asked_as_without_noise():
 
 
 def test_the_demo_reward_inside_keeps_what_it_returned():
-    flipped = {"score": 0.0, "acc": 1.0, "well_formed": 1.0, "clean_score": 1.0, "corrupted": 1.0}
-    assert noisy(compute_score)(**question(5, right=True)) == flipped
+    assert noisy(compute_score)(**question(5, right=True)) == FLIPPED | {"well_formed": 1.0}
 
 
 def test_verls_default_reward_inside():
     asked = {**question(5, right=True, text="#### 72"), "data_source": "openai/gsm8k", "ground_truth": "72"}
     assert default_compute_score("openai/gsm8k", "#### 72", "72") == 1.0
-    assert noisy(default_compute_score)(**asked) == {"score": 0.0, "acc": 1.0, "clean_score": 1.0, "corrupted": 1.0}
+    assert noisy(default_compute_score)(**asked) == FLIPPED
 
 
 @pytest.mark.parametrize("answer", [1.0, True, 1, np.float32(1.0), torch.tensor(1.0), {"score": 1.0, "note": "x"}])

@@ -149,6 +149,7 @@ def test_every_reward_manager_of_verl_with_the_users_function(folder: Path, name
         truth = clean["reward_score"]
         assert noisy["reward_score"] == (1.0 - truth if strike else truth)
         expected = {"score": noisy["reward_score"], "clean_score": truth, "corrupted": strike}
+        expected |= {"clean_pass": truth, "noisy_pass": noisy["reward_score"]}
         assert noisy["reward_extra_info"] == clean["reward_extra_info"] | expected
         assert noisy["reward_extra_info"]["acc"] == truth
 
@@ -334,3 +335,45 @@ def test_the_trainer_logs_clean_beside_corrupted_and_stops_on_failed_rewards(fol
     untouched: dict[str, float] = {}
     balance(trainer, batch, metrics=untouched)
     assert untouched == {}
+
+
+@pytest.mark.parametrize("name", sorted(set(REWARD_MANAGER) - {"remote"}))
+def test_heavy_tails_on_some_prompts_in_every_reward_manager_of_verl(folder: Path, name: str):
+    numbers = [*range(10), *range(450, 460)]  # prompts that begin with 1, and with 5
+    heavy = ("+noise=heavy_tailed", "noise.where.prompt_matches='^[5-9]'", f"reward.reward_manager.name={name}")
+    plain = [result["reward_score"] for result in score(config(folder, "sync", heavy[2]), rows(numbers))]
+    results = [result["reward_score"] for result in score(config(folder, "sync", *heavy), rows(numbers))]
+    everywhere = score(config(folder, "sync", heavy[0], heavy[2]), rows(numbers))
+    assert results[:10] == plain[:10], "untouched"
+    assert results[10:] == [result["reward_score"] for result in everywhere[10:]]
+    assert all(noisy != clean for noisy, clean in zip(results[10:], plain[10:], strict=True))
+
+
+def test_data_sources_and_steps_in_a_reward_manager_of_verl(folder: Path):
+    def struck(*overrides: str, step: int = 1) -> list[float]:
+        results = score(config(folder, "sync", "+noise=flip", "noise.rate=1", *overrides), rows([1, 2], step=step))
+        return [result["reward_extra_info"]["corrupted"] for result in results]
+
+    assert struck(f"noise.where.data_source=[{SOURCE}]") == [1.0, 1.0]
+    assert struck("noise.where.data_source=[openai/gsm8k]") == [0.0, 0.0]
+    window = ("noise.from_step=3", "noise.until_step=4")
+    assert [struck(*window, step=step)[0] for step in (2, 3, 4, 5)] == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_backward_correction_and_its_metrics_in_a_reward_manager_of_verl(folder: Path):
+    numbers = list(range(40))
+    flip = ("+noise=flip", "noise.rate=0.4")
+    noisy = score(config(folder, "sync", *flip), rows(numbers))
+    corrected = score(config(folder, "sync", *flip, "noise.correction.kind=backward"), rows(numbers))
+    for before, after in zip(noisy, corrected, strict=True):
+        assert after["reward_score"] == pytest.approx((before["reward_score"] - 0.4) / 0.2)
+        assert after["reward_extra_info"]["noisy_score"] == before["reward_score"]
+    logged = noise_metrics([result["reward_extra_info"] for result in corrected])
+    wrong = [result["reward_score"] for number, result in zip(numbers, noisy, strict=True) if number % 2 == 1]
+    assert logged["noise/fpr"] == pytest.approx(sum(wrong) / 20)
+
+
+def test_a_correction_works_without_noise(folder: Path):
+    settings = config(folder, "sync", "+noise=none", "noise.correction.kind=clip", "noise.correction.high=0.25")
+    assert [result["reward_score"] for result in score(settings, rows([1, 2]))] == [0.0, 0.25]
+    assert score(settings, rows([2], validate=True))[0]["reward_score"] == 1.0

@@ -8,16 +8,18 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from verl_dvpo.noise.base import PREFIX, NoiseConfig
+from verl_dvpo.noise.correction import check_correction
 from verl_dvpo.noise.kinds import KINDS, NONE
 
 __all__ = ["PREFIX", "check_config", "noise_config"]
 
 
 def noise_config(settings: Mapping[str, Any] | DictConfig | None) -> NoiseConfig | None:
-    """Returns the noise that ``noise:`` asks for; None where it is absent or ``kind: none``.
+    """Returns the noise that ``noise:`` asks for; None where it is absent, or ``kind: none`` without a correction.
 
     Raises:
-        ValueError: an unknown kind or field, a missing one, or a value outside its bounds.
+        ValueError: an unknown kind or field, a missing one, a value outside its bounds, or a correction that does not
+            fit the kind.
     """
     if settings is None:
         return None
@@ -35,7 +37,8 @@ def noise_config(settings: Mapping[str, Any] | DictConfig | None) -> NoiseConfig
     except ValidationError as error:
         # the cause would repeat the same fault in pydantic's words
         raise ValueError(_line(error, model, kind)) from None
-    return None if kind == NONE else noise
+    check_correction(noise, kind)
+    return None if kind == NONE and noise.correction.kind == "none" else noise
 
 
 def check_config(config: DictConfig) -> None:
@@ -79,13 +82,14 @@ def _line(error: ValidationError, model: type[BaseModel], kind: str) -> str:
     names = [str(part) for part in fault["loc"] if isinstance(part, str)]
     holder, field = _declaration(model, names)
     name = ".".join([PREFIX, *names])
+    file = "_base" if names[0] in NoiseConfig.model_fields else kind
     if fault["type"] == "extra_forbidden":
         allowed = sorted(holder.model_fields)
         return f"{name} is {fault['input']!r}; {PREFIX}.kind={kind} has no such field; its fields are {allowed}"
     if fault["type"] == "missing":
         return f"{name} is missing; it must be {field.description}; set it, or choose the kind with noise={kind}"
     says = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else f"it must be {field.description}"
-    return f"{name} is {fault['input']!r}; {says}; config/noise/{kind}.yaml explains it"
+    return f"{name} is {fault['input']!r}; {says}; config/noise/{file}.yaml explains it"
 
 
 def _declaration(model: type[BaseModel], names: list[str]) -> tuple[type[BaseModel], Any]:

@@ -33,6 +33,11 @@ def normal(u: float) -> float:
     return _NORMAL.inv_cdf(u)
 
 
+def normal_cdf(x: float) -> float:
+    """Returns the probability in [0, 1] that a standard normal number is below x."""
+    return _NORMAL.cdf(x)
+
+
 def student_t(u: float, v: float, degrees: float) -> float:
     """Returns a Student-t number with ``degrees`` > 0 of freedom from two uniform numbers u and v in (0, 1).
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of each kind of noise, one model a kind.
 
-A kind with ``low`` and ``high`` is for rewards with a wrong and a right end. A score above the middle of [low, high]
-counts as right; the opposite verdict on a score is its mirror image ``low + high - score``.
+A ``Binary`` kind is for rewards with a wrong end ``low`` and a right end ``high``. A score above the middle of
+[low, high] counts as right; the opposite verdict on a score is its mirror image ``low + high - score``.
 """
 
 from typing import Annotated, Literal
@@ -17,22 +17,7 @@ TAILS = {STUDENT_T: (0.5, 100.0), STABLE: (0.5, 2.0)}
 
 
 class Binary(NoiseConfig):
-    """Corrupts rewards that have two ends.
-
-    Attributes:
-        low: reward of a wrong response.
-        high: reward of a right response, above ``low``. A clean score outside [low, high] is an error.
-    """
-
-    low: Number = 0.0
-    high: Number = 1.0
-
-    @field_validator("high")
-    @classmethod
-    def _above_low(cls, high: float, info: ValidationInfo) -> float:
-        if "low" in info.data and not info.data["low"] < high:
-            raise ValueError(f"it must be above {PREFIX}.low, which is {info.data['low']}")
-        return high
+    """Corrupts rewards that have two ends; a clean score outside [low, high] is an error."""
 
 
 class Flip(Binary):

@@ -89,7 +89,7 @@ def origin_of(data: "DataProto") -> Origin:
     if VALIDATE not in fields:
         raise ValueError(
             f"the field {VALIDATE!r} of a rollout is missing; it must tell training from validation, because noise= "
-            "never corrupts a validation; roll out with verl's AgentLoopWorker or a subclass that keeps its _run_agent_loop"
+            "never corrupts a validation; roll out with verl's AgentLoopWorker or a subclass with its _run_agent_loop"
         )
     response_length = data.batch["responses"].shape[-1]
     return Origin(

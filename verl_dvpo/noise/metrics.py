@@ -14,7 +14,14 @@ from typing import Any
 
 from verl_dvpo.noise.config import PREFIX, noise_config
 from verl_dvpo.noise.manager import REWARD_ERROR
-from verl_dvpo.noise.reward import CLEAN_SCORE, CORRUPTED, RewardFunctionError
+from verl_dvpo.noise.reward import (
+    CLEAN_PASS,
+    CLEAN_SCORE,
+    CORRUPTED,
+    NOISY_PASS,
+    NOISY_SCORE,
+    RewardFunctionError,
+)
 
 
 def is_wanted(config: Any) -> bool:
@@ -40,7 +47,8 @@ def noise_metrics(infos: Sequence[dict[str, Any]]) -> dict[str, float]:
     metrics = {"noise/unscored/mean": 1.0 - len(scored) / len(infos)}
     if not scored:
         return metrics
-    errors_of_score = [info["score"] - info[CLEAN_SCORE] for info in scored]
+    noisy = [info.get(NOISY_SCORE, info["score"]) for info in scored]
+    errors_of_score = [score - info[CLEAN_SCORE] for score, info in zip(noisy, scored, strict=True)]
     series = {
         "clean_score/mean": [info[CLEAN_SCORE] for info in scored],
         "score/mean": [info["score"] for info in scored],
@@ -48,4 +56,24 @@ def noise_metrics(infos: Sequence[dict[str, Any]]) -> dict[str, float]:
         "error/mean": errors_of_score,
         "error/abs_mean": [abs(error) for error in errors_of_score],
     }
-    return metrics | {f"noise/{name}": math.fsum(values) / len(values) for name, values in series.items()}
+    if NOISY_SCORE in scored[0]:
+        series["noisy_score/mean"] = noisy
+    metrics |= {f"noise/{name}": math.fsum(values) / len(values) for name, values in series.items()}
+    return metrics | _error_rates(scored)
+
+
+def _error_rates(scored: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns FPR, FNR and J = 1 - FPR - FNR over the responses whose clean score is ``low`` or ``high``.
+
+    A rate is left out where a step has no response of its class.
+    """
+    wrong = [info[NOISY_PASS] for info in scored if info.get(CLEAN_PASS) == 0.0]
+    right = [info[NOISY_PASS] for info in scored if info.get(CLEAN_PASS) == 1.0]
+    metrics = {}
+    if wrong:
+        metrics["noise/fpr"] = sum(wrong) / len(wrong)
+    if right:
+        metrics["noise/fnr"] = 1.0 - sum(right) / len(right)
+    if wrong and right:
+        metrics["noise/youden_j"] = sum(right) / len(right) - sum(wrong) / len(wrong)
+    return metrics

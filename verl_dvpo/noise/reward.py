@@ -15,14 +15,22 @@ from numbers import Real
 from typing import Any, cast
 
 from verl_dvpo.noise.base import NoiseConfig
+from verl_dvpo.noise.correction import correct
 from verl_dvpo.noise.corruptions import corrupt
 from verl_dvpo.noise.sample import ORIGIN, Origin, Sample, canonical
+from verl_dvpo.noise.where import acts
 
 RewardFunction = Callable[..., Any]
-#: The clean score, beside ``score``, the corrupted one.
+#: The clean score, beside ``score``, the one that the algorithm learns from.
 CLEAN_SCORE = "clean_score"
-#: 1.0 where the two differ, else 0.0.
+#: The corrupted score before its correction; only with a correction.
+NOISY_SCORE = "noisy_score"
+#: 1.0 where the corrupted score differs from the clean one, else 0.0.
 CORRUPTED = "corrupted"
+#: 1.0 where the clean score is ``high``, 0.0 where it is ``low``, NaN where it is neither.
+CLEAN_PASS = "clean_pass"
+#: 1.0 where the corrupted score is above the middle of [low, high], else 0.0.
+NOISY_PASS = "noisy_pass"
 
 
 class RewardFunctionError(ValueError):
@@ -32,9 +40,9 @@ class RewardFunctionError(ValueError):
 def with_noise(inner: RewardFunction, config: NoiseConfig, name: str) -> RewardFunction:
     """Returns ``inner`` with its scores corrupted in training; a coroutine function where ``inner`` is one.
 
-    The dict that it returns in training has the fields of ``inner``, and ``score`` (corrupted), ``clean_score``,
-    ``corrupted`` (1.0 where the two differ). ``acc`` is that of ``inner``, or the clean score where ``inner`` returned
-    a number, as in verl.
+    The dict that it returns in training has the fields of ``inner``, and ``score`` (corrupted, then corrected),
+    ``clean_score``, ``corrupted``, ``clean_pass``, ``noisy_pass``, and ``noisy_score`` with a correction. ``acc`` is
+    that of ``inner``, or the clean score where ``inner`` returned a number, as in verl.
 
     Args:
         inner: the user's reward function, or verl's default.
@@ -79,8 +87,8 @@ def _open(name: str, asked: dict[str, Any]) -> tuple[Sample, dict[str, Any]]:
     origin = extra_info.pop(ORIGIN, None)
     if origin is None:
         raise RewardFunctionError(
-            f"extra_info of data source {asked['data_source']!r} is without {ORIGIN!r}; noise around {name} needs it to "
-            "tell training from validation; choose a reward manager that passes extra_info on to its reward function"
+            f"extra_info of data source {asked['data_source']!r} is without {ORIGIN!r}; noise around {name} needs it "
+            "to tell training from validation; choose a reward manager that passes extra_info on to its reward function"
         )
     sample = Sample(
         data_source=str(asked["data_source"]),
@@ -98,10 +106,18 @@ def _close(config: NoiseConfig, name: str, sample: Sample, answer: Any) -> Any:
         return answer
     result = dict(answer) if isinstance(answer, dict) else {"acc": clean}
     try:
-        score = corrupt(config, clean, sample, result if isinstance(answer, dict) else {})
+        noise_acts = acts(config, sample)
+        noisy = corrupt(config, clean, sample, result if isinstance(answer, dict) else {}) if noise_acts else clean
     except ValueError as error:
         raise RewardFunctionError(f"noise around {name}: {error} ({sample})") from error
-    return {**result, "score": score, CLEAN_SCORE: clean, CORRUPTED: float(score != clean)}
+    result |= {
+        "score": correct(config, noisy, acts=noise_acts),
+        CLEAN_SCORE: clean,
+        CORRUPTED: float(noisy != clean),
+        CLEAN_PASS: float(clean == config.high) if clean in (config.low, config.high) else math.nan,
+        NOISY_PASS: float(noisy > (config.low + config.high) / 2.0),
+    }
+    return result if config.correction.kind == "none" else result | {NOISY_SCORE: noisy}
 
 
 def _number(name: str, sample: Sample, answer: Any) -> float:
