@@ -7,7 +7,7 @@ import pytest
 from samples import questions
 from scipy import integrate
 
-from verl_dvpo.bench.demo.reward import compute_score
+from verl_dvpo.bench.tasks.reward import compute_score
 from verl_dvpo.noise.config import noise_config
 from verl_dvpo.noise.kinds import KINDS
 from verl_dvpo.noise.metrics import noise_metrics

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import SOURCE, problem, question
 
-from verl_dvpo.bench.demo.reward import compute_score
+from verl_dvpo.bench.tasks.reward import compute_score
 from verl_dvpo.noise.config import noise_config
 from verl_dvpo.noise.kinds import KINDS
 from verl_dvpo.noise.reward import RewardFunctionError, with_noise
