@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import verl_dvpo.config
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
+import verl_dvpo.config
 from verl_dvpo.hydra_plugin import VerlDvpoSearchPath
 from verl_dvpo.noise.base import Correction, NoiseConfig, Where
 from verl_dvpo.noise.config import check_config, noise_config

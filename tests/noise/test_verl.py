@@ -295,7 +295,7 @@ def test_an_agent_loop_with_a_reward_of_its_own_is_refused_in_training(folder: P
     for index, output in enumerate(outputs):
         if index % 2:
             assert isinstance(output, ValueError)
-            assert "this agent loop set reward_score itself" in str(output)
+            assert "reward_score of an agent loop is 0.5; it must be unset with noise=flip" in str(output)
         else:
             assert output[2].reward_score == 0.5
 

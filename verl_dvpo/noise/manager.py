@@ -3,7 +3,7 @@
 
 verl resolves the manager's class from ``reward.reward_manager`` alone. A manager of our own under a name there would
 need the user to say ``reward.reward_manager.name`` to us instead of to verl, and ``reward.custom_reward_function``
-twice. So ``verl_dvpo.compat`` wraps verl's function with `manager_for`. Whatever the user says on the command line
+twice. So ``verl_dvpo.compat`` wraps verl's function with ``manager_for``. Whatever the user says on the command line
 about reward functions and managers goes on to mean what it means in verl.
 """
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("verl_dvpo")
 
-#: Set by `verl_dvpo.noise.rollout` beside the fields of a sample: whether it belongs to a validation.
+#: Field of a sample that ``verl_dvpo.noise.rollout`` adds: true if it belongs to a validation.
 VALIDATE = "__validate__"
-#: Why a reward is missing, in the extra fields of a sample whose reward is NaN.
+#: Extra field of a sample whose reward is NaN: the reason.
 REWARD_ERROR = "reward_error"
 
 
@@ -60,7 +60,7 @@ def noisy(base: type) -> Any:
             except RewardFunctionError as error:
                 if origin.validate:
                     raise
-                # out of a Ray actor, as with verl's manager `remote`, it comes with the actor's traceback in its text
+                # out of a Ray actor, as with verl's manager ``remote``, it comes with the actor's traceback in its text
                 reason = str(getattr(error, "cause", error))
                 logger.error("%s", reason)
                 failed = {"acc": math.nan, CLEAN_SCORE: math.nan, CORRUPTED: math.nan, REWARD_ERROR: reason}

@@ -5,8 +5,9 @@ verl logs what a reward function returns beside its score in validations only, s
 ``PPOTrainer._balance_batch``, the first thing that every trainer calls on a scored batch.
 Metrics, means over the responses of a step: ``noise/clean_score/mean``, ``noise/score/mean``,
 ``noise/corrupted/mean`` (share in [0, 1]), ``noise/error/mean`` and ``noise/error/abs_mean`` (corrupted minus clean),
-``noise/noisy_score/mean`` (before its correction, if there is one), ``noise/fpr``, ``noise/fnr``, ``noise/youden_j``,
-``noise/unscored/mean`` (share for which the reward manager answered itself, as `limited` does after a timeout).
+``noise/noisy_score/mean`` (before its correction, if there is one), ``noise/unscored/mean`` (share for which the reward
+manager answered itself, as ``rate_limited`` does after a timeout). ``_error_rates`` adds ``noise/fpr``, ``noise/fnr`` and
+``noise/youden_j``.
 """
 
 import math

@@ -4,7 +4,7 @@
 verl's rollout workers know (the trajectory's ``validate``) and do not tell: ``AgentLoopWorker._compute_score`` sends
 the reward workers the fields of the data's row, and the flag is not among them. The data cannot say it either: nothing
 obliges a user's rows to name their split, and one file may serve both. So ``verl_dvpo.compat`` wraps two methods of
-that worker with `remembering` and `with_flag`; without ``noise:``, nothing changes.
+that worker with ``remembering`` and ``with_flag``; without ``noise:``, nothing changes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +45,8 @@ def with_flag(config: Any, outputs: Sequence[Any], kwargs: dict[str, Any]) -> di
         return kwargs
     if outputs[-1].reward_score is not None and not validate:
         raise ValueError(
-            f"noise={config[PREFIX].kind} corrupts reward functions, but this agent loop set reward_score "
-            "itself; leave it unset and score in a reward function"
+            f"reward_score of an agent loop is {outputs[-1].reward_score}; it must be unset with "
+            f"noise={config[PREFIX].kind}, which corrupts reward functions; leave it unset and score in one"
         )
     # a copy: what the rollout stores has no field more than without noise
     return {**kwargs, VALIDATE: validate}
