@@ -90,12 +90,32 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
         0
     ].keys()
     assert records[0]["critic/grad_norm"] > 0
+    spreads = {record.get("critic/quantile/sigma") for record in records}
+    shares = {record.get("advantages/effective_share") for record in records}
+    if algorithm.endswith("_weighted"):
+        assert all(spread > 0 for spread in spreads)
+        assert all(0 < share <= 1 for share in shares)
+    else:
+        assert spreads == shares == {None}
     if algorithm == "dvpo":
         coef = compose_config("dvpo_trainer", "algorithm=dvpo").critic.value.coef
         terms = ["quantile", *(term for term, value in coef.items() if value > 0)]
         assert len(terms) >= 6
         expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in terms)]
         assert set(expected) <= records[0].keys()
+
+
+def test_two_steps_of_a_weighted_gated_and_read_out_advantage_with_one_answer_to_a_prompt(demo, tmp_path):
+    """Every field that an option can ask for goes from the critic's worker to the estimator."""
+    options = [f"algorithm.value.{option}" for option in ("reward=gated", "readout=median", "lam_actor=length")]
+    records = steps(demo, tmp_path, "algorithm=dvpo_weighted", "actor_rollout_ref.rollout.n=1", *options)[1:]
+    assert len(records) == 2
+    for record in records:
+        assert 0 < record["advantages/effective_share"] <= 1
+        assert 0 < record["advantages/gate_gain"] < 1
+        assert record["advantages/reward_change"] > 0
+        assert 0 <= record["advantages/lam"] < 1
+        assert record["critic/advantages/max"] > record["critic/advantages/min"]
 
 
 def test_two_steps_of_a_critic_of_another_package(demo, tmp_path, monkeypatch):

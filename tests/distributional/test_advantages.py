@@ -299,6 +299,13 @@ def test_a_missing_field_is_named():
         actor_advantages(rewards, values, mask, config=config, gamma=1, lam=1, fields={"value_sigma": values})
 
 
+def test_fields_are_those_that_an_option_reads():
+    ends = ("value_low", "value_high")
+    assert AdvantageConfig(reward="winsorised").fields == ends
+    assert AdvantageConfig(reward="winsorised", reward_widening=0.1).fields == ("value_sigma", *ends)
+    assert AdvantageConfig(reward="clipped", weighting="group_std", lam_actor="length").fields == ()
+
+
 def test_nothing_carries_a_gradient_and_inputs_stay_as_they_were():
     rewards, values, mask = ragged(10)
     before = rewards.clone(), values.clone(), mask.clone()

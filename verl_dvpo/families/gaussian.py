@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.families.base import FamilyConfig, FamilyLoss, ValueFamily
@@ -61,9 +62,9 @@ class GaussianFamily(ValueFamily):
         self.noises = (noises / noises.square().mean().sqrt()).float()
 
     def _log_variance(self, outputs: Tensor) -> Tensor:
-        below: Tensor = self.high - torch.nn.functional.softplus(self.high - outputs[..., 1])
-        above: Tensor = torch.nn.functional.softplus(below - self.low)
-        return above + self.low
+        below = self.high - softplus(self.high - outputs[..., 1])
+        bent: Tensor = self.low + softplus(below - self.low)
+        return bent
 
     def value(self, outputs: Tensor) -> Tensor:
         """(..., 2) -> (...): μ."""
@@ -72,8 +73,8 @@ class GaussianFamily(ValueFamily):
     def quantiles(self, outputs: Tensor, levels: Tensor) -> Tensor:
         """(..., 2) and (J,) in (0, 1) -> (..., J): μ + σ·Φ⁻¹(τ)."""
         std = (0.5 * self._log_variance(outputs)).exp()
-        noises: Tensor = torch.special.ndtri(levels.double()).to(outputs.dtype)
-        return outputs[..., :1] + std.unsqueeze(-1) * noises
+        noises: Tensor = torch.special.ndtri(levels.double())
+        return outputs[..., :1] + std.unsqueeze(-1) * noises.to(outputs.dtype)
 
     def keep(self, outputs: Tensor) -> Tensor:
         """(..., 2) -> (..., 2): μ and σ."""
