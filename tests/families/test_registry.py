@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a family is found, and what is said of one that cannot be used."""
+"""A family is found by name or import path; one that cannot be used is named."""
 
 import pickle
 import re
