@@ -197,7 +197,7 @@ def resident_kib(field: str) -> int:
 
 
 def peak_memories(arguments: argparse.Namespace, model: str, cases: list[str]) -> dict[str, float]:
-    """:func:`measure_memory` of each case in a process of its own; on the CPU two at a time, which share no memory."""
+    """Measures the memory of each case in a process of its own; on the CPU two at a time, which share no memory."""
 
     def peak_memory(case: str) -> float:
         command = [sys.executable, __file__, "--memory-of", case, "--model", model]
@@ -265,7 +265,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of :func:`run`."""
+    """Declares the options of ``run``."""
     gpu = torch.cuda.is_available()
     parser.add_argument("--shape", default="qwen3_0_6b" if gpu else "small", help="a name in shapes.yaml")
     parser.add_argument("--cases", nargs="+", default=["ppo", "dvpo M=200", "dvpo M=50", "dvpo M=500"], choices=CASES)

@@ -146,6 +146,19 @@ def test_how_it_is_computed_does_not_change_the_gradients(model, settings):
     assert_same(gradients_of(model, **settings), gradients_of(model))
 
 
+@pytest.mark.parametrize("family", ["quantile_ensemble", "value_flow", "scalar_ensemble", "robust_bellman"])
+def test_the_updates_mean_prediction_is_the_mean_of_the_values_over_valid_tokens(model, family):
+    sizes = {"num_heads": 3 if family in ("scalar_ensemble", "robust_bellman") else None, "num_quantiles": None}
+    settings = {} if family == "quantile_ensemble" else {"value": {"family": family, **sizes}}
+    worker = harness.make_worker(model, **settings)
+    batch = harness.make_batch()
+    values = response_from_nested(values_of(worker, batch), batch["response_mask"])
+    metrics = harness.train(worker, batch)
+    rows = zip(values.unbind(), batch["response_mask"].unbind(), strict=True)
+    valid = [value for row, mask in rows for value, inside in zip(row.tolist(), mask.tolist(), strict=True) if inside]
+    assert sum(metrics["critic/vpred_mean"]) == pytest.approx(sum(valid) / len(valid), abs=1e-6)
+
+
 def test_what_leaves_the_worker_does_not_grow_with_the_number_of_quantiles(model):
     def bytes_out(num_quantiles: int) -> tuple[int, set[str]]:
         worker = harness.make_worker(model, value={"num_quantiles": num_quantiles})

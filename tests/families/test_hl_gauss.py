@@ -125,7 +125,7 @@ def test_a_fitted_histogram_has_the_spread_and_the_quantiles_of_what_it_was_fitt
 
 
 def test_projecting_and_drawing_again_and_again_keeps_the_spread():
-    """What one-step targets do along a sequence. Without the correction 200 tokens would widen 0.1 to 0.3."""
+    """One-step targets do this along a sequence; without the correction 200 tokens would widen 0.1 to 0.3."""
     levels = (torch.arange(64) + 0.5) / 64
     samples = torch.tensor(norm.ppf(levels.numpy(), 0.5, 0.1)).float()
     spread = samples.std(correction=0).item()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every family of the package promises: by its name, on ragged batches, against loops over its samples."""
+"""Every family of the package keeps the interface's promises: on ragged batches, against loops over its samples."""
 
 import pickle
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the flow learns of distributions that are known, beside 200 quantiles; and what coupling has to do with it.
+"""The flow learns known distributions, beside 200 quantiles, and couplings differ in what they keep of the spread.
 
 A state is one row of a table of outputs, an episode is one token, and its reward is drawn from the state's
 distribution. Every update goes the way the worker goes: keep, build_targets, multipliers, loss.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a family is found, and what is said of one that cannot be used."""
+"""A family is found by name or import path; one that cannot be used is named."""
 
 import pickle
 import re
@@ -166,6 +166,10 @@ class _Broken(ScalarFamily):
             "quantiles(outputs, levels) must return (2, 3, 3), not (2, 3, 1)",
         ),
         ({"quantiles": lambda outputs, levels: outputs - levels}, "quantiles must ascend with the level"),
+        (
+            {"head_values": lambda outputs: outputs[..., 0]},
+            "head_values(outputs) must return (2, 3, heads), not (2, 3)",
+        ),
         ({"keep": lambda outputs: outputs[..., 0]}, "keep(outputs) must return (2, 3, 1), not (2, 3)"),
         ({"values_from_kept": lambda kept: kept}, "values_from_kept(kept) must return (2, 3), not (2, 3, 1)"),
         ({"build_targets": lambda *a, **k: {}}, "build_targets must return at least one tensor"),

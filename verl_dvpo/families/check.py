@@ -69,6 +69,8 @@ class _Trial:
         apart = float((value - seen).abs().max())
         close = apart <= 1e-4 * max(1.0, float(seen.abs().max()))
         self.require(close, "value(outputs) must equal values_from_kept(keep(outputs))", f"differ by {apart:.3g}")
+        heads = self.tensor("head_values(outputs)", self.call("head_values", outputs), (B, T, ...))
+        self.require(heads.ndim == 3, f"head_values(outputs) must return ({B}, {T}, heads)", tuple(heads.shape))
         found = self.call("quantiles", outputs, torch.tensor(LEVELS))
         quantiles = self.tensor("quantiles(outputs, levels)", found, (B, T, len(LEVELS)))
         self.require(bool((quantiles.diff() >= 0).all()), "quantiles must ascend with the level", "descend")
