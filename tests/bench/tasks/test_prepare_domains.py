@@ -13,9 +13,9 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
+from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.dataset.rl_dataset import RLHFDataset
-from verl.utils.import_utils import resolve_config_path
 from verl.utils.tokenizer import hf_tokenizer
 
 import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
@@ -83,12 +83,14 @@ def test_a_run_trains_on_its_own_and_validates_on_all(task, made, tmp_path):
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_verl_finds_the_agents_file_from_the_directory_of_the_run(absolute, made, tmp_path, monkeypatch):
+def test_verls_rollout_worker_registers_the_dialogue_from_the_folder(absolute, made, tmp_path, monkeypatch):
     """An absolute folder from anywhere, a relative one from where its data are found too."""
     monkeypatch.chdir(tmp_path if absolute else made.path.parent)
     config = task_config("dialogue", made.path if absolute else Path("domains"))
-    file = resolve_config_path(config.actor_rollout_ref.rollout.agent.agent_loop_config_path)
-    (entry,) = OmegaConf.load(file)
+    registry = {}
+    monkeypatch.setattr(agent_loop, "_agent_loop_registry", registry)
+    agent_loop.AgentLoopWorker(config, None)
+    entry = registry["dialogue_agent"]
     assert entry == {"name": "dialogue_agent", "_target_": "verl_dvpo.bench.tasks.agent_loop.DialogueAgentLoop"}
     assert hydra.utils.get_class(entry["_target_"]).__name__ == "DialogueAgentLoop"
 

@@ -265,6 +265,7 @@ def test_the_reward_goes_by_data_source():
     assert found["score"] == 1.0
     assert compute_score("demo_addition", "0+0=0,0+0=0,1+1=2;200", "200")["score"] == 1.0
     assert compute_score("arithmetic_shifted", "0+0=0,1+2=3;30", "30")["score"] == 1.0
+    assert compute_score("arithmetic_shifted", "0+0=0,1+2=3;30 ", "30")["score"] == 0.0  # as it was written
     assert compute_score("science", "bax metal,metal glows;b", "b", {})["score"] == 1.0
 
 
