@@ -6,8 +6,8 @@ verl logs what a reward function returns beside its score in validations only, s
 Metrics, means over the responses of a step: ``noise/clean_score/mean``, ``noise/score/mean``,
 ``noise/corrupted/mean`` (share in [0, 1]), ``noise/error/mean`` and ``noise/error/abs_mean`` (corrupted minus clean),
 ``noise/noisy_score/mean`` (before its correction, if there is one), ``noise/unscored/mean`` (share for which the reward
-manager answered itself, as ``rate_limited`` does after a timeout). ``_error_rates`` adds ``noise/fpr``, ``noise/fnr`` and
-``noise/youden_j``.
+manager answered itself, as ``rate_limited`` does after a timeout). ``_error_rates`` adds ``noise/fpr``, ``noise/fnr``
+and ``noise/youden_j``.
 """
 
 import math
