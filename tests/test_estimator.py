@@ -170,5 +170,7 @@ def test_errors_name_the_field(section, message):
 
 def test_verls_own_trainers_pass_no_values():
     rewards, mask, _ = batch()
-    with pytest.raises(ValueError, match=r"algorithm.adv_estimator is 'dvpo'; it is allowed under trainers that pass values"):
+    with pytest.raises(
+        ValueError, match=r"algorithm.adv_estimator is 'dvpo'; it is allowed under trainers that pass values"
+    ):
         compute_dvpo_advantage(rewards, mask)

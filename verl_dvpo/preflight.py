@@ -195,9 +195,11 @@ def _check_platform(config: DictConfig) -> None:
             "not installed; run `make install`, or `pip install --no-deps -r requirements/cpu.txt`"
         )
     for field in ("actor_rollout_ref.actor.strategy", "critic.strategy"):
-        if OmegaConf.select(config, field) == "fsdp" and (field != "critic.strategy" or config.critic.enable):
+        strategy = OmegaConf.select(config, field)
+        if strategy in ("fsdp", "megatron") and (field != "critic.strategy" or config.critic.enable):
             raise ValueError(
-                f"{field} is 'fsdp'; platform=cpu allows 'fsdp2', as FSDP1 needs an accelerator; set {field}=fsdp2"
+                f"{field} is {strategy!r}; platform=cpu allows 'fsdp2', as the others need an accelerator; "
+                f"set {field}=fsdp2"
             )
     os.environ["VERL_PLATFORM"] = "cpu"
     from verl.plugin.platform.platform_manager import get_platform, set_platform

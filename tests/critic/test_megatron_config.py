@@ -69,6 +69,15 @@ def test_what_the_critic_cannot_run_with_is_refused_by_name(model, override, mes
     assert any(isinstance(cause, ValueError) for cause in causes)
 
 
+def test_the_strategy_alone_is_refused_with_the_group_that_does_it(model):
+    config = compose_config("dvpo_trainer", "algorithm=dvpo", "critic.strategy=megatron", f"critic.model.path={model}")
+    with open_dict(config):
+        config.critic.ppo_micro_batch_size_per_gpu = 2
+        config.critic.model.load_tokenizer = False
+    with pytest.raises(Exception, match=r"critic\.strategy is 'megatron'.*critic_engine=megatron"):
+        omega_conf_to_dataclass(config.critic)
+
+
 @pytest.mark.parametrize(
     ("sizes", "n_gpus", "words"),
     [

@@ -104,6 +104,15 @@ _EVERYWHERE = (
         why="verl's value engine has one output",
     ),
     Entry(
+        symbol="verl.workers.engine.base:EngineRegistry.register",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.critic.megatron",
+        moment=Moment.IMPORT,
+        after="verl.workers.engine.megatron.transformer_impl",
+        what="the critic's engine on Megatron-core, under the model type of the other",
+        why="verl's value engine has one output",
+    ),
+    Entry(
         symbol="verl.workers.rollout.base:_ROLLOUT_REGISTRY",
         kind=Kind.REGISTER,
         ours="verl_dvpo.compat.registrations:cpu_rollout_adapter",

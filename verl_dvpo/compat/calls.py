@@ -51,6 +51,7 @@ CALLS: tuple[Entry, ...] = (
         "removes the padding of packed outputs",
         members="_gather_and_unpad_packed",
     ),
+    _call("verl.utils.megatron_utils:unwrap_model", "verl_dvpo.critic.megatron_bridge", "finds the output layer"),
     _call("verl.utils.tensordict_utils:get", "verl_dvpo.critic.worker", "reads metrics"),
     _call("verl.utils.tensordict_utils:pop", "verl_dvpo.critic.worker", "takes scalars out of a batch"),
     _call(

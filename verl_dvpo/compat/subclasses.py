@@ -8,6 +8,8 @@ _AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
 _AGENT_LOOP_TQ = "verl.trainer.ppo.v1.agent_loop_tq"
 _ENGINE = "verl_dvpo.critic.fsdp:FSDPDistributionalEngine"
 _FSDP = "verl.workers.engine.fsdp.transformer_impl"
+_MEGATRON = "verl.workers.engine.megatron.transformer_impl"
+_MEGATRON_ENGINE = "verl_dvpo.critic.megatron:MegatronDistributionalEngine"
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 _SEPARATE = "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
@@ -111,7 +113,7 @@ _CRITIC = (
     ),
     _override(
         "verl.workers.engine.base:BaseEngine",
-        _ENGINE,
+        "verl_dvpo.critic.engine:DistributionalEngine",
         "infer_batch",
         what="the decoded samples stay on the rank",
         why="verl gathers everything that an engine returns",
@@ -122,6 +124,47 @@ _CRITIC = (
         "prepare_model_outputs",
         what="outputs are jagged (B, sequence, D)",
         why="verl's are probabilities of tokens",
+    ),
+    _override(
+        f"{_MEGATRON}:MegatronEngine",
+        _MEGATRON_ENGINE,
+        "__init__ _build_tf_config",
+        what="verl builds a value model, whose output layer comes from our bridge around mbridge's",
+        why="verl knows the model type value_model only, and mbridge a value head of one output only",
+        relies_on=(
+            f"{_MEGATRON}:MegatronEngine._build_megatron_module",
+            "verl.utils.megatron_utils:make_megatron_module",
+            "verl.models.mcore.model_forward:gptmodel_forward_model_engine",
+            f"{_MEGATRON}:MegatronEngineWithValueHead.forward_step",
+        ),
+    ),
+    _override(
+        f"{_MEGATRON}:MegatronEngine",
+        _MEGATRON_ENGINE,
+        "_build_optimizer load_checkpoint",
+        what="states of the optimizer are saved under the right parameters, and loaded without gradients",
+        why="megatron-core 0.16.1 mixes them up where fp32 and half-precision parameters share a group",
+    ),
+    _override(
+        f"{_MEGATRON}:MegatronEngineWithValueHead",
+        _MEGATRON_ENGINE,
+        "prepare_model_outputs",
+        what="outputs are jagged (B, sequence, D), decoded in inference",
+        why="verl's are one value a token",
+    ),
+    _override(
+        f"{_MEGATRON}:MegatronEngineWithLMHead",
+        _MEGATRON_ENGINE,
+        "postprocess_micro_batch_func",
+        what="outputs of a training pass are dropped after the loss",
+        why="verl keeps them, D numbers a token, until the mini-batch ends",
+    ),
+    _override(
+        "verl.workers.config.critic:McoreCriticConfig",
+        "verl_dvpo.critic.megatron_config:DistributionalMegatronCriticConfig",
+        "__post_init__ validate",
+        what="critic.value reaches the model's configuration, and what cannot run is refused",
+        why="verl's critic configuration has no section for a family",
     ),
     _override(
         "verl.workers.config.critic:FSDPCriticConfig",

@@ -67,13 +67,18 @@ class DistributionalFSDPCriticConfig(FSDPCriticConfig):
         value: the settings of the family.
 
     Raises:
-        ValueError: ``value`` names no family, or ``model`` is verl's own section.
+        ValueError: ``value`` names no family, ``model`` is verl's own section, or ``strategy`` is not one of FSDP.
     """
 
     value: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.strategy not in ("fsdp", "fsdp2"):
+            raise ValueError(
+                f"critic.strategy is {self.strategy!r}; this section runs 'fsdp' and 'fsdp2'; "
+                "for Megatron-core put +critic_engine=megatron after the algorithm"
+            )
         attach_family(self)
 
 
