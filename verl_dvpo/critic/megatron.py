@@ -109,7 +109,7 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
         with torch.no_grad():
             super().load_checkpoint(*args, **kwargs)
 
-    def prepare_model_outputs(self, output: Tensor, data: TensorDict) -> dict[str, Tensor]:
+    def prepare_model_outputs(self, output: Any, data: TensorDict) -> dict[str, Tensor]:
         """The head's outputs as a jagged tensor (B, sequence, D); decoded in inference.
 
         Args:
@@ -122,10 +122,10 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
         return {"outputs": torch.nested.nested_tensor_from_jagged(packed, data["input_ids"].offsets())}
 
     def postprocess_micro_batch_func(
-        self, output: Tensor, data: TensorDict, forward_only: bool, loss_function: Callable | None, **kwargs: Any
+        self, output: Any, data: Any, forward_only: bool, loss_function: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """verl's loss of one micro-batch; in training its outputs, (nnz, D) of each micro-batch, are not kept."""
-        result = super().postprocess_micro_batch_func(output, data, forward_only, loss_function, **kwargs)
+        result = super().postprocess_micro_batch_func(output, data, forward_only, loss_function, *args, **kwargs)
         if not forward_only:
             result[-1]["model_output"] = {}
         return result
