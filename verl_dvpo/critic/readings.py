@@ -73,7 +73,7 @@ def check_readings(family: ValueFamily, options: AdvantageConfig, name: str) -> 
     if not bool((ends[:, 1] > ends[:, 0]).any()):
         raise ValueError(
             f"{chosen}; that needs a critic with a distribution; critic.value.family is {name!r}, whose quantiles are "
-            "all equal; choose quantile_ensemble, value_flow or gaussian"
+            "all equal; choose a distributional family such as quantile_ensemble"
         )
     if "value_disagreement" in options.fields and family.head_values(outputs).shape[-1] < 2:
         raise ValueError(
