@@ -44,7 +44,7 @@ def make_worker(
     *,
     rank: int = 0,
     world_size: int = 1,
-    port: int = 29511,
+    port: int | None = None,
     strategy: str = "fsdp2",
     mixed_precision: dict | None = None,
     value: dict[str, Any] | None = None,
@@ -59,7 +59,7 @@ def make_worker(
         WORLD_SIZE=str(world_size),
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(port or free_port()),
         RAY_LOCAL_WORLD_SIZE=str(world_size),
     )
     settings = {"family": "quantile_ensemble", "num_heads": 2, "num_quantiles": 5, **(value or {})}

@@ -21,7 +21,7 @@ TELL = """
 import json, os, sys, random
 import numpy as np
 print(json.dumps({
-    "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "environment": dict(os.environ), "name": __name__,
+    "argv": sys.argv, "path": sys.path[:2], "cwd": os.getcwd(), "environment": dict(os.environ), "name": __name__,
     "loaded": "fractions" in sys.modules, "pid": os.getpid(), "draws": [random.random(), float(np.random.rand())],
     "threads": __import__("torch").get_num_threads(),
 }))
@@ -48,11 +48,11 @@ def run(server: ForkServer, *arguments: str, **options) -> subprocess.CompletedP
 
 
 def test_a_fork_is_what_the_process_would_have_been(server, script, tmp_path):
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "COLOUR": "client"}
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "COLOUR": "client", "PYTHONPATH": "/else/where"}
     done = run(server, str(script), "--a", "b c", cwd=tmp_path, env=environment)
     told = json.loads(done.stdout)
     assert told["argv"] == [str(script), "--a", "b c"]
-    assert told["path"] == str(tmp_path)
+    assert told["path"] == [str(tmp_path), "/else/where"]
     assert Path(told["cwd"]) == tmp_path
     assert {name: told["environment"].get(name) for name in environment} == environment
     assert told["name"] == "__main__"

@@ -173,7 +173,8 @@ def run(connection: socket.socket) -> None:
     _own_state()
     script, *arguments = request["arguments"]
     sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).parent)
+    given = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [str(Path(script).parent), *(path for path in given if path and path not in sys.path)]
     try:
         runpy.run_path(script, run_name="__main__")
         status: Any = 0
