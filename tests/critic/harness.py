@@ -2,6 +2,7 @@
 """A real critic worker in this process (FSDP over gloo, a two-layer Qwen3), without Ray."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from verl_dvpo.critic.worker import DistributionalCriticWorker
 
 VOCABULARY = 32
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 def save_model(folder: Path, *, architecture: type = Qwen3ForCausalLM, **changes: Any) -> str:

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from critic import harness
 from critic.megatron_cpu import trial
-from critic.test_ranks import free_port
 from verl_dvpo.critic.config import family_config
 from verl_dvpo.critic.head import build_head
 from verl_dvpo.families.registry import build_family
@@ -82,7 +81,7 @@ def start(folder: Path, model: str, size: int, cases: dict[str, Any]) -> Iterato
     listed = folder / f"{size}.json"
     listed.write_text(json.dumps(cases))
     script = Path(__file__).parent / "megatron_cpu" / "ranks.py"
-    port = str(free_port())
+    port = str(harness.free_port())
     path = os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")])
     for rank in range(size):
         yield subprocess.Popen(
@@ -106,7 +105,7 @@ def fsdp(model: str) -> dict[str, Seen]:
     found = {}
     for value in (QUANTILES, TWO_LAYERS, SCALAR):
         own = {"num_heads": None, "num_quantiles": None} if value is SCALAR else {}
-        worker = harness.make_worker(model, value=own | value, port=free_port())
+        worker = harness.make_worker(model, value=own | value)
         found[json.dumps(value)] = trial.two_updates(worker, harness.make_batch(), harness.capture_gradients)
     return found
 

@@ -2,7 +2,6 @@
 """Two data-parallel ranks (two processes, gloo) learn what one rank learns from the same sequences."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,10 @@ import torch
 from critic import harness
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path):
     model = harness.save_model(tmp_path / "model")
     out = tmp_path / "out.pt"
-    port = str(free_port())
+    port = str(harness.free_port())
     script = Path(__file__).with_name("two_ranks.py")
     ranks = [
         subprocess.Popen(
@@ -33,7 +26,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path):
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     two = torch.load(out, weights_only=False)
 
-    worker = harness.make_worker(model, port=free_port())
+    worker = harness.make_worker(model)
     gradients = harness.capture_gradients(worker)
     batch = harness.make_batch()
     harness.infer(worker, batch)
