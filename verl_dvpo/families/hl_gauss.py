@@ -34,7 +34,7 @@ class HLGaussConfig(FamilyConfig):
         value_min: lower end of the support, in units of reward.
         value_max: upper end, > value_min. The defaults leave a margin of 10 σ around returns in [0, 1]: a target at an
             end of the support loses half of its normal density, and its mean moves inwards by almost σ.
-        num_bins: m >= 2 (paper: 51).
+        num_bins: m >= 2; 51 as in C51, since the setting of the paper was not at hand.
         sigma_ratio: > 0: σ of the normal density over the width of a bin (paper: 0.75).
         target: ``lambda_return`` (paper's regression targets, with the λ-return of GAE), or ``sample_replacement``
             (ours): samples of the mixture of n-step returns, so that the histogram spreads as returns do.
