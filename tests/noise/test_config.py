@@ -103,6 +103,7 @@ BAD = [
     ({"kind": "flip", "rate": 0.1, "seed": 1.5}, "noise.seed is 1.5; it must be an integer of at least 0"),
     ({"kind": "flip", "rate": 0.1, "scope": "batch"}, "noise.scope is 'batch'; it must be one of 'sample', "),
     ({"kind": "flip", "rate": 0.1, "low": 1.0, "high": 0.0}, "noise.high is 0.0; it must be above noise.low, .* 1.0;"),
+    ({"kind": "flip", "rate": 0.1, "low": 1.0}, "noise.high is 1.0; it must be above noise.low, which is 1.0"),
     ({"kind": "flip", "rate": 0.1, "low": 2.0}, "noise.high is 1.0; it must be above noise.low, which is 2.0"),
     ({"kind": "flip", "rate": 0.1, "high": float("inf")}, "noise.high is inf; it must be a finite number"),
     ({"kind": "flip_asymmetric", "false_positive": 2, "false_negative": 0}, "noise.false_positive is 2; "),
