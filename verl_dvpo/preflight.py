@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_dvpo.compat.versions import check_version, lacks_agents
+from verl_dvpo.compat.start import check_version
+from verl_dvpo.compat.versions import lacks_agents
 from verl_dvpo.hydra_plugin import old_name
 from verl_dvpo.noise.config import PREFIX as NOISE
 from verl_dvpo.noise.config import check_config as check_noise
