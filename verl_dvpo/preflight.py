@@ -152,7 +152,7 @@ def _check_data_files(config: DictConfig) -> None:
             if found := _agents(file) & missing:
                 raise ValueError(
                     f"{field} is {file!r} with rows for the agent loops {sorted(found)}; the installed verl runs them "
-                    "with data.continuous_token.enable=true only; set it, or install verl==0.9.1"
+                    "with data.continuous_token.enable=true only; install verl==0.9.1, or set that, which was not tried"
                 )
 
 
