@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_dvpo.compat.versions import check_version, lacks_agents
+from verl_dvpo.compat.start import check_version
+from verl_dvpo.compat.versions import lacks_agents
 from verl_dvpo.hydra_plugin import old_name
 from verl_dvpo.noise.config import PREFIX as NOISE
 from verl_dvpo.noise.config import check_config as check_noise
@@ -151,7 +152,7 @@ def _check_data_files(config: DictConfig) -> None:
             if found := _agents(file) & missing:
                 raise ValueError(
                     f"{field} is {file!r} with rows for the agent loops {sorted(found)}; the installed verl runs them "
-                    "with data.continuous_token.enable=true only; set it, or install verl==0.9.1"
+                    "with data.continuous_token.enable=true only; install verl==0.9.1, or set that, which was not tried"
                 )
 
 

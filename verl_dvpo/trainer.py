@@ -27,7 +27,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_to_nested
 
-from verl_dvpo.compat.versions import check_version
+from verl_dvpo.compat.start import check_version
 from verl_dvpo.critic.readings import OPTIONS
 from verl_dvpo.estimator import advantage_config
 

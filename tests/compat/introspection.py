@@ -3,6 +3,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from types import ModuleType
 import verl_dvpo
 
 FOREIGN = ("verl", "vllm", "ray")
+#: Without it, modules that build on it cannot be imported.
+HAS_MEGATRON = importlib.util.find_spec("megatron") is not None
 #: Written by Python for every class or every dataclass, never an override of ours.
 GENERATED = {
     "__module__",
@@ -60,7 +63,7 @@ def our_modules() -> Iterator[ModuleType]:
                 else []
             )
         }
-        if any(is_foreign(name) for name in imported):
+        if any(is_foreign(name) for name in imported) and (HAS_MEGATRON or "megatron.core" not in imported):
             yield importlib.import_module(found.name)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_dvpo.compat import fingerprints
+from verl_dvpo.compat import fingerprints, start, versions
 from verl_dvpo.compat.__main__ import main
 from verl_dvpo.compat.fingerprints import Tree, check, installed_trees, record, verl_tree
 from verl_dvpo.compat.source import SymbolNotFoundError, fingerprint
@@ -111,6 +111,18 @@ def test_the_command_imports_neither_verl_nor_torch():
     assert done.returncode == 0, done.stderr
     assert "0 differ" in done.stdout
     assert {tree.package for tree in installed_trees()} >= {"verl", "ray"}
+
+
+def test_another_commit_of_a_version_under_development_is_refused_with_what_it_changes(verl_copy, change, monkeypatch):
+    tree = Tree("verl", verl_copy.root, verl_copy.version)
+    monkeypatch.setattr(versions, "installed", lambda: "0.10.0.dev0")
+    monkeypatch.setattr(start, "check", lambda: check([tree]))
+    start.check_version()
+    change("utils/config.py", "checks passed successfully", "checks passed")
+    with pytest.raises(ValueError, match=r"^verl is '0\.10\.0\.dev0' of another .*validate_config; .* fits 0\.9"):
+        start.check_version()
+    monkeypatch.setenv(versions.OVERRIDE_ENV, "1")
+    start.check_version()
 
 
 SOURCE = '''

@@ -10,6 +10,7 @@ from typing import Any
 
 from verl_dvpo.compat.entry import Entry, Kind, Moment
 from verl_dvpo.compat.table import ENTRIES
+from verl_dvpo.compat.versions import SUPPORTED, installed
 
 #: Marks what stands in place of a symbol of theirs.
 MARK = "__verl_dvpo__"
@@ -86,7 +87,5 @@ def resolve(name: str) -> Any:
 
 
 def _lacks(entry: Entry) -> str:
-    from verl_dvpo.compat.versions import SUPPORTED, installed
-
     fitting = ", ".join(SUPPORTED)
     return f"verl is {installed()!r}, without {entry.symbol}; this verl-dvpo fits {fitting}; install one of them"

@@ -35,6 +35,7 @@ CALLS: tuple[Entry, ...] = (
     _call("verl.utils.tensordict_utils:assign_non_tensor_stack", "verl_dvpo.trainer", "names the prompts"),
     _call("verl.workers.utils.padding:response_to_nested", "verl_dvpo.trainer", "makes (B, T) jagged"),
     _call("verl.trainer.ppo.core_algos:compute_gae_advantage_return", "verl_dvpo.estimator", "computes advantages"),
+    _call("verl.utils.torch_functional:masked_whiten", "verl_dvpo.estimator", "whitens advantages"),
     _call("verl.trainer.ppo.utils:need_critic", "verl_dvpo.preflight", "tells whether there is a critic"),
     _call("verl.trainer.ppo.utils:need_reference_policy", "verl_dvpo.train", "tells whether there is a reference"),
     _call("verl.plugin.platform.platform_manager:set_platform", "verl_dvpo.preflight", "sets the platform"),

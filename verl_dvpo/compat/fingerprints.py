@@ -11,6 +11,7 @@ from pathlib import Path
 from verl_dvpo.compat.entry import Entry
 from verl_dvpo.compat.source import SymbolNotFoundError, fingerprint
 from verl_dvpo.compat.table import ENTRIES
+from verl_dvpo.compat.versions import SUPPORTED
 
 #: symbol -> version of its package -> fingerprint.
 FILE = Path(__file__).with_name("fingerprints.json")
@@ -166,8 +167,6 @@ def _symbols(entries: Iterable[Entry], tree: Tree) -> list[tuple[Entry, str]]:
 
 def _claims(entry: Entry, version: str) -> bool:
     """Tells whether ``version`` should have the entry's symbols; one outside the table should have what all have."""
-    from verl_dvpo.compat.versions import SUPPORTED
-
     return version in entry.versions if version in SUPPORTED else set(entry.versions) == set(SUPPORTED)
 
 

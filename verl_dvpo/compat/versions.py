@@ -2,7 +2,6 @@
 """The versions of verl that this package was tested with; see docs/support.md for what was run."""
 
 import importlib.metadata
-import os
 from typing import Any
 
 #: Version of verl -> the source that was tested.
@@ -21,33 +20,6 @@ def installed() -> str:
     return importlib.metadata.version("verl")
 
 
-def check_version(version: str | None = None) -> None:
-    """Raises ValueError unless ``version``, by default the installed one, is in the table.
-
-    A version under development has one number for many commits, so its source is compared with the table as well.
-
-    Args:
-        version: a version of verl.
-
-    Raises:
-        ValueError: one line that names the versions that fit.
-    """
-    if os.environ.get(OVERRIDE_ENV) == "1":
-        return
-    found = installed() if version is None else version
-    if found not in SUPPORTED:
-        raise ValueError(f"verl is {found!r}; {_fitting()}; install one of them, for example verl==0.9.1")
-    if version is None and ".dev" in found:
-        from verl_dvpo.compat.fingerprints import check
-
-        if findings := check().findings:
-            names = ", ".join(sorted({finding.symbol for finding in findings}))
-            raise ValueError(
-                f"verl is {found!r}, but another commit than the tested one, and changes {names}; {_fitting()}; "
-                f"install one of them, or set {OVERRIDE_ENV}=1 to try this one"
-            )
-
-
 def lacks_agents(config: Any) -> set[str]:
     """Names the agent loops of ours that the installed verl cannot run with ``config``.
 
@@ -59,6 +31,7 @@ def lacks_agents(config: Any) -> set[str]:
     return {"dialogue_agent"}
 
 
-def _fitting() -> str:
+def fitting() -> str:
+    """Says which versions fit."""
     named = [version if source == "the release" else f"{version} ({source})" for version, source in SUPPORTED.items()]
     return f"this verl-dvpo fits {', '.join(named)}"
