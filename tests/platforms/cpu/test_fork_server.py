@@ -31,7 +31,7 @@ print("an error", file=sys.stderr)
 
 @pytest.fixture(scope="module")
 def server():
-    with ForkServer({"COLOUR": "server"}, modules=("numpy", "torch", "fractions")) as running:
+    with ForkServer({"COLOUR": "server"}, modules=("numpy", "torch"), run_modules=("fractions",)) as running:
         yield running
 
 
@@ -93,7 +93,8 @@ def test_a_signal_to_a_worker_s_group_leaves_the_server(server, script, tmp_path
 def test_the_server_ends_with_its_owner(tmp_path):
     code = (
         "import os, sys\nfrom verl_dvpo.platforms.cpu.fork_server import ForkServer\n"
-        "server = ForkServer(modules=('fractions',))\nprint(server._process.pid, flush=True)\nos._exit(0)\n"
+        "server = ForkServer(modules=('fractions',), run_modules=())\n"
+        "print(server._process.pid, flush=True)\nos._exit(0)\n"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code],
@@ -115,9 +116,42 @@ def test_status_and_traceback_of_a_script_that_fails(server, tmp_path):
     assert "exit handler" in done.stdout
 
 
+DRAW = "from ray import ActorClassID, _raylet\nprint(ActorClassID.from_random().hex())\n"
+
+
+def test_forks_of_a_run_draw_apart_from_ray_too(tmp_path):
+    """With the modules that a run imports; Ray's identifiers come from its library's own random numbers."""
+    script = tmp_path / "draw.py"
+    script.write_text(DRAW)
+    with ForkServer(modules=()) as server:
+        first, second = (run(server, str(script)) for _ in range(2))
+    assert first.stdout != second.stdout
+    assert len(first.stdout) == len(second.stdout) > 16
+    assert "workers start without forks" not in first.stderr + second.stderr
+
+
+def test_forks_that_would_draw_alike_are_not_made(tmp_path, capfd):
+    """A module that declares a Ray actor draws before the forks do; then each client becomes its worker."""
+    (tmp_path / "declares.py").write_text("import ray\n\n\n@ray.remote\nclass Actor:\n    pass\n")
+    script = tmp_path / "draw.py"
+    script.write_text(DRAW)
+    with ForkServer({"PYTHONPATH": str(tmp_path)}, modules=(), run_modules=("declares",)) as server:
+        first, second = (run(server, str(script)) for _ in range(2))
+    assert "workers start without forks" in capfd.readouterr().err
+    assert first.stdout != second.stdout
+
+
+def test_without_a_server_the_client_is_the_worker(script):
+    server = ForkServer(modules=("no_such_module",), run_modules=())
+    server.close()
+    told = json.loads(run(server, str(script), "--a").stdout)
+    assert told["argv"] == [str(script), "--a"]
+    assert not told["loaded"]
+
+
 def test_modules_that_load_ray_are_refused(tmp_path):
     """Ray's library reads the job and the raylet from the environment when it is loaded, once."""
-    server = ForkServer(modules=("ray",))
+    server = ForkServer(modules=("ray",), run_modules=())
     assert server._process.wait(60) != 0
     server.close()
 

@@ -5,6 +5,10 @@ A run on the CPU platform has nine processes, and each imports verl, transformer
 server imports them once. Ray starts ``fork_client.py`` instead of Python (its runtime environment's ``py_executable``);
 the client asks the server, which forks, and the fork becomes the worker.
 
+Ray's library reads the number of the job and the raylet's process id from the environment when it is loaded. So the
+server itself never loads it. For each run (a job of a raylet) it forks a server of that run's own, which loads Ray and
+all that needs it, and whose forks are the workers.
+
 A fork has the arguments, environment, folder and output of the process that it stands for, random states of its own,
 and the number of threads that its environment asks for.
 
@@ -12,10 +16,12 @@ and the number of threads that its environment asks for.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -28,7 +34,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,12 +43,13 @@ from omegaconf import OmegaConf
 
 from verl_dvpo.platforms.cpu import distribution
 
+logger = logging.getLogger(__name__)
+
 CLIENT = Path(__file__).with_name("fork_client.py")
 #: In the environment of a run's workers; 0 switches the fork server off.
 SWITCH = "VERL_DVPO_FORK_SERVER"
 
-#: What the workers of a run import of other packages. Nothing that imports Ray: its library reads the job's number and
-#: the raylet's process id from the environment when it is loaded, so each fork loads it for itself.
+#: What the server imports: other packages, and nothing that imports Ray.
 MODULES = (
     "torch",
     "torch.distributed.checkpoint",
@@ -66,6 +73,17 @@ MODULES = (
     "zmq",
     "vllm",
 )
+#: What the server of a run imports beside them. Nothing that declares Ray actors, as verl's modules do: an actor's class
+#: draws from the random numbers of Ray's library, whose state the forks would share.
+RUN_MODULES = (
+    "ray",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.qwen3",
+)
 
 
 class ForkServer:
@@ -73,16 +91,23 @@ class ForkServer:
 
     Args:
         environment: variables of the server beside this process's own; those that are read at import count here.
-        modules: imported before the first fork, in order.
+        modules: imported at once, in order; none of them may import Ray.
+        run_modules: imported by the server of each run.
     """
 
-    def __init__(self, environment: dict[str, str] | None = None, modules: tuple[str, ...] = MODULES) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str] | None = None,
+        modules: tuple[str, ...] = MODULES,
+        run_modules: tuple[str, ...] = RUN_MODULES,
+    ) -> None:
         self.address = str(Path(tempfile.mkdtemp(prefix="verl-dvpo-")) / "fork-server")  # the server removes the folder
         lifeline, self._lifeline = os.pipe()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.address)
         listener.listen(64)
-        command = [sys.executable, "-m", __name__, str(listener.fileno()), str(lifeline), *modules]
+        lists = [",".join(modules), ",".join(run_modules)]
+        command = [sys.executable, "-m", __name__, str(listener.fileno()), str(lifeline), *lists]
         fds = (listener.fileno(), lifeline)
         self._process = subprocess.Popen(
             command, pass_fds=fds, env={**os.environ, **(environment or {})}, start_new_session=True
@@ -133,40 +158,111 @@ def in_runtime_env(original: Callable[..., dict[str, Any]]) -> Callable[..., dic
     return runtime_env
 
 
-def serve(listener: socket.socket, lifeline: int, modules: list[str]) -> None:
-    """Imports ``modules``, then forks once per connection until ``lifeline`` is closed at its other end."""
+def serve(listener: socket.socket, lifeline: int, modules: list[str], run_modules: list[str]) -> None:
+    """Imports ``modules``, then gives each run a server of its own until ``lifeline`` is closed at its other end."""
     distribution.install()
-    for module in modules:
-        importlib.import_module(module)
+    load(modules)
     if "ray" in sys.modules:
-        raise RuntimeError(f"one of {modules} imports ray, which every worker has to load for itself")
-    gc.collect()
-    gc.freeze()  # a collection in a fork would copy every page that it looks at
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
-    while True:
-        ready, _, _ = select.select([listener.fileno(), lifeline], [], [])
-        if lifeline in ready:
-            return
-        connection, _ = listener.accept()
-        worker = os.fork()
-        if worker == 0:
+        raise RuntimeError(f"modules are {modules}; none may import ray, which each run has to load for itself")
+    runs: dict[str, str] = {}
+    for connection in connections(listener, lifeline):
+        message = receive(connection)
+        if not message:  # the client ended before it had asked
+            connection.close()
+            continue
+        request = json.loads(message)
+        address = f"{listener.getsockname()}-{request['run']}"
+        if request["run"] not in runs:
+            runs[request["run"]] = address
+            own = socket.socket(socket.AF_UNIX)
+            own.bind(address)
+            own.listen(64)
+            if os.fork() == 0:
+                connection.sendall(address.encode())
+                connection.close()
+                listener.close()
+                serve_run(own, lifeline, request["environment"], run_modules)
+            own.close()
+        else:
+            connection.sendall(address.encode())
+        connection.close()
+
+
+def serve_run(listener: socket.socket, lifeline: int, environment: dict[str, str], modules: list[str]) -> None:
+    """Imports ``modules`` with a run's environment, then forks once per connection; does not return.
+
+    It ends when ``lifeline`` is closed at its other end, or with the run's raylet; at once if its forks would draw the
+    same random numbers from Ray's library. Then each client becomes the worker that it asked for.
+    """
+    os.setsid()
+    set_environment(environment)
+    load(modules)
+    if "ray" in sys.modules and draw_in_a_fork() == draw_in_a_fork():
+        logger.error(
+            "modules are %s; one of them draws from Ray's random numbers; workers start without forks", modules
+        )
+        os._exit(1)
+    for connection in connections(listener, lifeline, raylet=int(environment.get("RAY_RAYLET_PID") or 0)):
+        if os.fork() == 0:
             os.close(lifeline)
             listener.close()
             run(connection)
         connection.close()
+    os._exit(0)
+
+
+def draw_in_a_fork() -> bytes:
+    """An identifier that Ray's library draws in a fork of this process."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        from ray import ActorClassID
+
+        os.write(writer, ActorClassID.from_random().binary())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as drawn:
+        return drawn.read()
+
+
+def load(modules: list[str]) -> None:
+    """Imports modules before forks are made of this process; one that is not installed is left to the worker."""
+    for module in filter(None, modules):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page that it looks at
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+
+
+def connections(listener: socket.socket, lifeline: int, raylet: int = 0) -> Iterator[socket.socket]:
+    """Yields connections until ``lifeline`` is closed at its other end, or the process ``raylet`` has ended."""
+    while True:
+        ready, _, _ = select.select([listener.fileno(), lifeline], [], [], 5.0 if raylet else None)
+        if lifeline in ready or (raylet and not Path(f"/proc/{raylet}").exists()):
+            return
+        if ready:
+            yield listener.accept()[0]
+
+
+def set_environment(environment: dict[str, str]) -> None:
+    """Gives this process the environment of another."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def run(connection: socket.socket) -> None:
     """Becomes the worker that the other end of ``connection`` asks for; does not return."""
     os.setsid()  # Ray ends a worker with its process group, which must not be the server's
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, fds, _, _ = socket.recv_fds(connection, 8, 3)
-    request: dict[str, Any] = json.loads(_receive(connection, int.from_bytes(head, "little")))
+    message = receive(connection)
+    if not message:
+        os._exit(1)
+    request: dict[str, Any] = json.loads(message)
+    _, fds, _, _ = socket.recv_fds(connection, 1, 3)
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)
-    os.environ.clear()
-    os.environ.update(request["environment"])
+    set_environment(request["environment"])
     os.chdir(request["folder"])
     connection.sendall(os.getpid().to_bytes(8, "little"))
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
@@ -190,14 +286,17 @@ def run(connection: socket.socket) -> None:
     os._exit(status if isinstance(status, int) else int(status is not None))
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
-    parts = bytearray()
+def receive(connection: socket.socket) -> bytes:
+    """The next message of a client; empty where the client ended before its end."""
+    size, parts = 8, bytearray()
     while len(parts) < size:
         part = connection.recv(size - len(parts))
         if not part:
-            os._exit(1)
+            return b""
         parts += part
-    return bytes(parts)
+        if size == 8 and len(parts) == 8:
+            size += int.from_bytes(parts, "little")
+    return bytes(parts[8:])
 
 
 def _end_with(connection: socket.socket) -> None:
@@ -219,7 +318,7 @@ if __name__ == "__main__":
     listening = socket.socket(fileno=int(sys.argv[1]))
     owner = os.getpid()
     try:
-        serve(listening, int(sys.argv[2]), sys.argv[3:])
+        serve(listening, int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(","))
     finally:
         if os.getpid() == owner:
             shutil.rmtree(Path(listening.getsockname()).parent, ignore_errors=True)
