@@ -26,7 +26,15 @@ from verl.workers.engine_workers import TrainingWorker
 from verl_dvpo.critic.engine import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.readings import OPTIONS, read_states
-from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, masked_sums, mean_statistics, reward_std
+from verl_dvpo.critic.store import (
+    KeptSamples,
+    Targets,
+    build_targets,
+    masked_sums,
+    mean_statistics,
+    prompt_keys,
+    reward_std,
+)
 from verl_dvpo.distributional.advantage_config import AdvantageConfig
 from verl_dvpo.families.base import FamilyConfig
 from verl_dvpo.families.registry import build_family
@@ -161,6 +169,7 @@ class DistributionalCriticWorker(TrainingWorker):
             rows_per_chunk=self.settings.rows_per_chunk,
             generator=self._generator(tu.pop(data, key="global_steps"), kept.values.device),
             reduce=self._sum_over_ranks,
+            prompts=prompt_keys(data["prompts"]) if self.family.sees_prompts else None,
         )
 
     def _generator(self, step: int, device: torch.device) -> torch.Generator:

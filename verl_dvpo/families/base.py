@@ -95,6 +95,9 @@ class ValueFamily(ABC):
     num_outputs: int
     #: S >= 1, the numbers per token that ``keep`` returns.
     num_kept: int
+    #: True of a family whose ``build_targets`` also takes ``prompts`` (B,): an int64 key >= 0 of each row's prompt, the
+    #: same for all its answers, on every rank and in every update.
+    sees_prompts: bool = False
 
     @abstractmethod
     def __init__(self, config: FamilyConfig) -> None:
