@@ -213,7 +213,10 @@ class SampledFamily(ValueFamily):
 
     @abstractmethod
     def samples(self, outputs: Tensor) -> Tensor:
-        """(..., D) -> (..., K): equally weighted points of Z(s), ascending; their mean is the value."""
+        """(..., D) -> (..., K): equally weighted points of Z(s), ascending.
+
+        Their mean is the value, unless the family weighs them in ``values_from_kept``.
+        """
 
     def quantiles(self, outputs: Tensor, levels: Tensor) -> Tensor:
         """(..., D) and (J,) -> (..., J): the samples, read at the levels by linear interpolation."""
