@@ -157,7 +157,8 @@ class QuantileEnsembleFamily(SampledFamily):
         """L of Eq 11 of [DVPO] (docs/method.md, section 4)."""
         levels = self._levels_on(outputs.device)
         result = dvpo_loss(self._heads(outputs), targets["targets"], levels, self.loss_config, multipliers)
-        return FamilyLoss(total=result.total, terms=result.terms)
+        coef = {name: self.loss_config.coef.get(name, 1.0) for name in result.terms}
+        return FamilyLoss(total=result.total, terms=result.terms, coef=coef)
 
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None
