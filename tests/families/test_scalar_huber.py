@@ -41,9 +41,7 @@ def test_it_is_the_larger_of_torchs_huber_losses_of_the_plain_and_the_clipped_va
 def test_a_kappa_beyond_every_error_is_the_squared_error_number_for_number():
     g = torch.Generator().manual_seed(1)
     old, outputs, returns = (torch.randn(50, 1, generator=g) for _ in range(3))
-    (plain, slope), (wide, other) = (
-        update(outputs, old, returns, cliprange=0.2, huber=huber) for huber in (None, 1e3)
-    )
+    (plain, slope), (wide, other) = (update(outputs, old, returns, cliprange=0.2, huber=huber) for huber in (None, 1e3))
     assert torch.equal(plain.total, wide.total)
     assert torch.equal(slope, other)
     assert plain.terms.keys() == {"squared_error"}
@@ -57,7 +55,7 @@ def test_no_error_has_no_gradient_and_an_outlier_one_of_kappa():
 
 
 def test_one_outlier_in_a_hundred_moves_the_mean_by_one_and_the_huber_centre_by_almost_nothing():
-    """Rewards 0.4 and 0.6, and one of 100: the mean is 1.494; with κ = 0.1 the two heaps hold the value between them."""
+    """Rewards 0.4, 0.6, and one of 100: the mean is 1.494; with κ = 0.1 the two heaps hold the value between them."""
     rewards = torch.cat([torch.full((50, 1), 0.4), torch.full((49, 1), 0.6), torch.tensor([[100.0]])])
     found = {}
     for huber in (None, 0.1):
@@ -74,5 +72,5 @@ def test_one_outlier_in_a_hundred_moves_the_mean_by_one_and_the_huber_centre_by_
 def test_it_passes_the_check_and_bad_settings_are_named():
     check_family(ScalarFamily(ScalarConfig(huber=0.5)))
     for bad in (0.0, -1.0, float("inf"), "wide"):
-        with pytest.raises(ValueError, match=re.escape(f"critic.value.huber is {bad!r}; it must be a finite number > 0")):
+        with pytest.raises(ValueError, match=re.escape(f"critic.value.huber is {bad!r}; it must be a finite")):
             family_config("scalar", huber=bad)

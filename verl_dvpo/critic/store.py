@@ -6,6 +6,7 @@ S numbers kept per token.
 """
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,7 +138,7 @@ def prompt_keys(prompts: Tensor) -> Tensor:
     bounds = prompts.offsets().tolist()  # type: ignore[attr-defined]
     digests = [
         hashlib.blake2b(tokens[first:last].tobytes(), digest_size=8).digest()
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True)
+        for first, last in itertools.pairwise(bounds)
     ]
     return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
 

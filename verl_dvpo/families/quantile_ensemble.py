@@ -34,8 +34,8 @@ class QuantileEnsembleConfig(FamilyConfig):
         alpha: share of the lower tail, in (0, 0.5].
         beta: share of the upper tail, in (0, 0.5].
         risk_temperature: > 0, in units of a level: how fast the weight of a level falls in ``risk``.
-        risk_form: ``separable`` (Eq 4 to the letter: a term that moves no minimiser) or ``readout`` (a risk-averse value
-            with coef.risk in [0, 1] as its share); both rebuilt.
+        risk_form: ``separable`` (Eq 4 to the letter: a term that moves no minimiser) or ``readout`` (a risk-averse
+            value with coef.risk in [0, 1] as its share); both rebuilt.
         constraint: ``batch`` (ours) or ``token`` (the paper's literal reading).
         constraint_statistics: ``value`` or ``level`` (ours): the unit in which a constraint's violation is measured;
             ``level`` needs ``levels: midpoint`` and ``constraint: batch``, and has no ``shape`` and no ``curvature``.

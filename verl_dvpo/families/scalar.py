@@ -36,7 +36,7 @@ class ScalarConfig(FamilyConfig):
 
 @register_family("scalar")
 class ScalarFamily(SampledFamily):
-    """One output, the value itself; squared or Huber error to the λ-return, with PPO's clipping around the old value."""
+    """One output, the value; squared or Huber error to the λ-return, with PPO's clipping around the old value."""
 
     Config = ScalarConfig
 
