@@ -134,7 +134,7 @@ def prompt_keys(prompts: Tensor) -> Tensor:
     Returns:
         (B,) int64 in [0, 2^63), on the CPU; equal for equal prompts, on every rank and in every run.
     """
-    tokens = prompts.values().to("cpu", torch.int64).numpy()  # type: ignore[attr-defined]
+    tokens = prompts.values().to("cpu", torch.int64).numpy()
     bounds = prompts.offsets().tolist()  # type: ignore[attr-defined]
     digests = [
         hashlib.blake2b(tokens[first:last].tobytes(), digest_size=8).digest()
