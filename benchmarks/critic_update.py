@@ -40,6 +40,7 @@ from verl_dvpo.families.registry import family_names
 CASES: dict[str, dict[str, Any]] = {
     "ppo": {"family": "scalar"},
     "dvpo M=200": {"family": "quantile_ensemble", "num_heads": 3, "num_quantiles": 200},
+    "dvpo M=200, shares": {"family": "quantile_ensemble", "share_every": 1},
     "dvpo M=50": {"family": "quantile_ensemble", "num_heads": 3, "num_quantiles": 50},
     "dvpo M=500": {"family": "quantile_ensemble", "num_heads": 3, "num_quantiles": 500},
     "dvpo_calibrated": {

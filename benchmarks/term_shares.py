@@ -5,8 +5,10 @@
 
 The process is that of docs/method.md, section 3: 9 fair ±1 steps and a reward of 1 if the walk ends above 0; the critic
 is a table with N = 3 heads of M quantiles per state. Each update samples walks, builds targets and multipliers once and
-takes two Adam steps. Shares are ratios of sums over the steps of each half of the run: coef·|term| to the ``quantile``
-term, and the norm of the term's gradient (coefficient included) to that of the ``quantile`` term.
+takes two Adam steps. The first two shares are ratios of sums over the steps of each half of the run: coef·|term| to the
+``quantile`` term, and the norm of the term's gradient in the table (coefficient included) to that of the ``quantile``
+term. The third is what training logs as ``critic/share/<term>``, a mean over steps: the norm of the gradient at the
+head's outputs to the sum of all terms' norms.
 
 Shapes: B walks, T steps, N heads, M quantiles.
 """
@@ -17,6 +19,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from verl_dvpo.critic.shares import TermShares
 from verl_dvpo.distributional import (
     TERMS,
     DVPOLossConfig,
@@ -26,6 +29,7 @@ from verl_dvpo.distributional import (
     quantile_levels,
     sample_replacement_returns,
 )
+from verl_dvpo.families.base import FamilyLoss
 
 STEPS, HEADS, LAM = 9, 3, 0.95
 
@@ -51,14 +55,17 @@ def walks(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def train(algorithm: str, *, quantiles: int, updates: int, batch: int, seed: int) -> dict[str, Tensor]:
-    """Trains one critic; term -> (2, 2) sums over each half of the run: size of the term, norm of its gradient."""
+    """Trains one critic; term -> (2, 3) sums over each half of the run.
+
+    The three are the term's size, the norm of its gradient in the table, and its share of the gradient at the outputs.
+    """
     kind, target, config = SHIPPED[algorithm]
     generator = torch.Generator().manual_seed(seed)
     levels = quantile_levels(quantiles, kind)
     table = torch.randn(STEPS * (2 * STEPS + 1), HEADS, 1, generator=generator) * 0.1
     table = (table + torch.linspace(-0.01, 0.01, quantiles)).requires_grad_()
     optimizer = torch.optim.Adam([table], lr=0.01)
-    found: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, 2, dtype=torch.float64))
+    found: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, 3, dtype=torch.float64))
     for update in range(updates):
         states, rewards = walks(batch, generator)
         mask = torch.ones_like(rewards)
@@ -68,12 +75,21 @@ def train(algorithm: str, *, quantiles: int, updates: int, batch: int, seed: int
         else:
             z = sample_replacement_returns(rewards, old, mask, gamma=1.0, lam=LAM, generator=generator)
         multipliers = constraint_multipliers(old, z, mask, levels, config)
+
+        def loss_of(outputs: Tensor) -> FamilyLoss:
+            found = dvpo_loss(outputs, z, levels, config, multipliers)  # noqa: B023 (used within this update)
+            return FamilyLoss(found.total, found.terms, {name: config.coef.get(name, 1.0) for name in found.terms})
+
         for _ in range(2):
-            loss = dvpo_loss(table[states], z, levels, config, multipliers)
+            loss, shares = loss_of(table[states]), TermShares()
+            shares.add(table[states], loss_of, torch.Tensor.mean)
+            share = shares.shares()
             for name, term in loss.terms.items():
                 weighted = config.coef.get(name, 1.0) * term.mean()
                 (gradient,) = torch.autograd.grad(weighted, table, retain_graph=True)
-                found[name][2 * update // updates] += torch.stack([weighted.detach().abs(), gradient.norm()])
+                found[name][2 * update // updates] += torch.tensor(
+                    [weighted.detach().abs(), gradient.norm(), share[name] / updates]
+                )
             optimizer.zero_grad()
             loss.total.mean().backward()
             optimizer.step()
@@ -89,18 +105,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="runs of each algorithm (default: %(default)s)")
     options = parser.parse_args()
     print(
-        "| `algorithm=` | term | loss, first half | loss, second half | gradient, first half | gradient, second half |"
+        "| `algorithm=` | term | loss, first half | loss, second half | gradient, first half | gradient, second half "
+        "| `critic/share`, first half | `critic/share`, second half |"
     )
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for algorithm in SHIPPED:
         runs = [
             train(algorithm, quantiles=options.quantiles, updates=options.updates, batch=options.batch, seed=seed)
             for seed in range(options.seeds)
         ]
-        for name in TERMS:
+        for name in ("quantile", *TERMS):
             if name in runs[0]:
-                share = 100 * sum(run[name] for run in runs) / sum(run["quantile"] for run in runs)
-                cells = [f"{value:.3f} %" for value in (*share[:, 0], *share[:, 1])]
+                total = 100 * sum(run[name] for run in runs)
+                share = total / sum(run["quantile"] for run in runs)
+                cells = [f"{value:.3f} %" for value in (*share[:, 0], *share[:, 1], *total[:, 2] / len(runs))]
                 print(f"| `{algorithm}` | `{name}` | {' | '.join(cells)} |")
 
 

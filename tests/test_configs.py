@@ -94,6 +94,25 @@ def test_fields_of_dvpo_reach_the_typed_configuration():
     assert build_family(family).num_outputs == 150
 
 
+@pytest.mark.parametrize("algorithm", names("algorithm"))
+def test_a_study_can_give_every_critic_the_same_head(algorithm):
+    config = compose_config("dvpo_trainer", f"algorithm={algorithm}")
+    if not config.critic.enable:
+        pytest.skip("has no critic")
+    config = compose_config("dvpo_trainer", f"algorithm={algorithm}", "critic.value.head_width=256")
+    assert family_of(config).head_width == 256
+
+
+def test_the_worst_case_ships_with_a_bootstrap_and_the_family_without():
+    assert family_of(compose_config("dvpo_trainer", "algorithm=robust_bellman")).heads_see == "bootstrap"
+    assert family_config("robust_bellman").heads_see == "all"
+
+
+def test_the_huber_control_is_one_override():
+    assert family_of(compose_config("dvpo_trainer", "algorithm=ppo", "critic.value.huber=0.5")).huber == 0.5
+    assert family_of(compose_config("dvpo_trainer", "algorithm=ppo")).huber is None
+
+
 def test_shipped_defaults_are_the_dataclasses_defaults():
     """A YAML that says something else than the code it documents would mislead."""
     config = compose_config("dvpo_trainer", "algorithm=dvpo")

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+import verl_dvpo
 from critic import harness
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path):
@@ -19,14 +22,16 @@ def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path):
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), model, "quantile_gae", port, str(rank), str(out)],
-            env={**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"},
+            # The checkout before an installed copy, as in this process.
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)
     ]
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     two = torch.load(out, weights_only=False)
 
-    worker = harness.make_worker(model)
+    assert two["package"] == str(Path(verl_dvpo.__file__).parent) == str(ROOT / "verl_dvpo")
+    worker = harness.make_worker(model, value={"share_every": 1})
     gradients = harness.capture_gradients(worker)
     batch = harness.make_batch()
     harness.infer(worker, batch)
@@ -42,6 +47,8 @@ def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path):
         "critic/multiplier/gain",
         "critic/quantile/q50",
         "critic/ensemble/std",
+        "critic/share/quantile",
+        "critic/share/consistency",
     ):
         torch.testing.assert_close(
             torch.tensor(two["metrics"][name]), torch.tensor(metrics[name]), rtol=1e-5, atol=1e-7, msg=name

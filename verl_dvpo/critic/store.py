@@ -5,7 +5,10 @@ Shape legend: B sequences of this rank, T response positions, L all response tok
 S numbers kept per token.
 """
 
+import hashlib
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -86,6 +89,7 @@ def build_targets(
     rows_per_chunk: int,
     generator: torch.Generator | None = None,
     reduce: Reduce | None = None,
+    prompts: Tensor | None = None,
 ) -> Targets:
     """Builds the targets of one update, a few rows at a time, and their multipliers and statistics.
 
@@ -99,6 +103,7 @@ def build_targets(
         rows_per_chunk: sequences built at once, >= 1.
         generator: for targets that are drawn.
         reduce: adds a 1-D tensor over data-parallel ranks; None for one rank.
+        prompts: (B,) from ``prompt_keys``, for a family that sees prompts.
     """
     device = kept.values.device
     offsets = kept.offsets.to(device)
@@ -112,11 +117,30 @@ def build_targets(
         chunk_offsets = offsets[first : last + 1] - bounds[first]
         inside = _inside(chunk_offsets)
         padded = [_pad(flat[piece], inside) for flat in (kept.values, rewards_flat, mask_flat)]
-        built = family.build_targets(*padded, gamma=gamma, lam=lam, generator=generator)
+        more: dict[str, Any] = {} if prompts is None else {"prompts": prompts[first:last]}
+        built = family.build_targets(*padded, gamma=gamma, lam=lam, generator=generator, **more)
         chunks.append({name: tensor[inside] for name, tensor in built.items()})
     tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
     multipliers = family.multipliers(tensors, mask_flat, reduce=reduce)
     return Targets(tensors, offsets, multipliers, masked_sums(family.target_statistics(tensors), mask_flat))
+
+
+def prompt_keys(prompts: Tensor) -> Tensor:
+    """Computes a key of each prompt from its tokens alone.
+
+    Args:
+        prompts: jagged (B, P) token ids.
+
+    Returns:
+        (B,) int64 in [0, 2^63), on the CPU; equal for equal prompts, on every rank and in every run.
+    """
+    tokens = prompts.values().to("cpu", torch.int64).numpy()
+    bounds = prompts.offsets().tolist()  # type: ignore[attr-defined]
+    digests = [
+        hashlib.blake2b(tokens[first:last].tobytes(), digest_size=8).digest()
+        for first, last in itertools.pairwise(bounds)
+    ]
+    return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
 
 
 def _inside(offsets: Tensor) -> Tensor:

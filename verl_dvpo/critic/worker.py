@@ -26,7 +26,16 @@ from verl.workers.engine_workers import TrainingWorker
 from verl_dvpo.critic.engine import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.readings import OPTIONS, read_states
-from verl_dvpo.critic.store import KeptSamples, Targets, build_targets, masked_sums, mean_statistics, reward_std
+from verl_dvpo.critic.shares import TermShares, is_due
+from verl_dvpo.critic.store import (
+    KeptSamples,
+    Targets,
+    build_targets,
+    masked_sums,
+    mean_statistics,
+    prompt_keys,
+    reward_std,
+)
 from verl_dvpo.distributional.advantage_config import AdvantageConfig
 from verl_dvpo.families.base import FamilyConfig
 from verl_dvpo.families.registry import build_family
@@ -55,6 +64,7 @@ class DistributionalCriticWorker(TrainingWorker):
         self._statistics: dict[str, Tensor] = {}
         self._kept: KeptSamples | None = None
         self._targets: Targets | None = None
+        self._shares: TermShares | None = None
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
     def set_loss_fn(self, loss_fn: Any) -> None:
@@ -143,13 +153,17 @@ class DistributionalCriticWorker(TrainingWorker):
         metrics |= {f"critic/multiplier/{k}": v.item() for k, v in self._targets.multipliers.items()}
         data[ROW] = torch.arange(data.shape[0])
         output = super().train_mini_batch(data)
-        self._kept = self._targets = None
+        if self._shares is not None:
+            metrics |= {f"critic/share/{k}": v for k, v in self._shares.shares(self._sum_over_ranks).items()}
+        self._kept = self._targets = self._shares = None
         if output is None:
             return output
         logged = tu.get(output, "metrics") | {name: [value] for name, value in metrics.items()}
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": logged})
 
     def _build_targets(self, data: TensorDict, kept: KeptSamples, rewards: Tensor) -> Targets:
+        step = tu.pop(data, key="global_steps")
+        self._shares = TermShares() if is_due(self.settings.share_every, step) else None
         lam = self.settings.lam if self.settings.lam is not None else tu.pop(data, key="lam")
         return build_targets(
             self.family,
@@ -159,8 +173,9 @@ class DistributionalCriticWorker(TrainingWorker):
             gamma=tu.pop(data, key="gamma"),
             lam=lam,
             rows_per_chunk=self.settings.rows_per_chunk,
-            generator=self._generator(tu.pop(data, key="global_steps"), kept.values.device),
+            generator=self._generator(step, kept.values.device),
             reduce=self._sum_over_ranks,
+            prompts=prompt_keys(data["prompts"]) if self.family.sees_prompts else None,
         )
 
     def _generator(self, step: int, device: torch.device) -> torch.Generator:
@@ -179,24 +194,28 @@ class DistributionalCriticWorker(TrainingWorker):
         assert self._targets is not None, "train_mini_batch builds them"
         tokens = ResponseTokens.of(data)
         mask = data["response_mask"].to_padded_tensor(0)
+
+        def aggregate(term: Tensor) -> Tensor:
+            return agg_loss(
+                loss_mat=tokens.padded(term, mask.shape),
+                loss_mask=mask.bool(),
+                loss_agg_mode=config.loss_agg_mode,
+                dp_size=data["dp_size"],
+                batch_num_tokens=data["batch_num_tokens"],
+                global_batch_size=data["global_batch_size"],
+                loss_scale_factor=config.loss_scale_factor,
+            )
+
         with torch.autocast(device_type=mask.device.type, enabled=False):
             outputs = model_output["outputs"].values()[tokens.states].float()
             targets = self._targets.of(data[ROW], tokens.rows, tokens.columns)
-            loss = self.family.loss(outputs, targets, self._targets.multipliers)
+            multipliers = self._targets.multipliers
+            loss = self.family.loss(outputs, targets, multipliers)
+            if self._shares is not None:
+                self._shares.add(outputs, lambda leaf: self.family.loss(leaf, targets, multipliers), aggregate)
             terms = {"vf_loss": loss.total} | {f"loss/{name}": term.detach() for name, term in loss.terms.items()}
             terms["vpred_mean"] = self.family.value(outputs.detach())
-            aggregated = [
-                agg_loss(
-                    loss_mat=tokens.padded(term, mask.shape),
-                    loss_mask=mask.bool(),
-                    loss_agg_mode=config.loss_agg_mode,
-                    dp_size=data["dp_size"],
-                    batch_num_tokens=data["batch_num_tokens"],
-                    global_batch_size=data["global_batch_size"],
-                    loss_scale_factor=config.loss_scale_factor,
-                )
-                for term in terms.values()
-            ]
+            aggregated = [aggregate(term) for term in terms.values()]
         values = torch.stack([value.detach() for value in aggregated]).tolist()  # one wait for the device
         # Each micro-batch holds its share of the mini-batch's mean, so shares add up (as in verl's value_loss).
         metrics = {

@@ -13,6 +13,7 @@ CONSTRAINT_TERMS = ("cvar", "gain", "shift", "shape", "curvature")
 TERMS = ("risk", *CONSTRAINT_TERMS, "consistency")
 CONSTRAINT_MODES = ("batch", "token")
 CONSTRAINT_STATISTICS = ("value", "level")
+RISK_FORMS = ("separable", "readout")
 #: Constraints that have a form in units of a level (docs/critic_lab.md says why the others have none).
 LEVEL_TERMS = ("cvar", "gain", "shift")
 
@@ -34,8 +35,11 @@ class DVPOLossConfig:
             large as the range of the values fits expectiles, not quantiles.
         alpha: share of the points in the lower tail, in (0, 0.5].
         beta: share of the points in the upper tail, in (0, 0.5].
-        risk_temperature: > 0, in units of a level: the ``risk`` term weights level τ by exp(−τ/risk_temperature). At 1
-            the lowest level weighs e times the highest.
+        risk_temperature: > 0, in units of a level: ``risk`` weights level τ by exp(−τ/risk_temperature). At 1 the
+            lowest level weighs e times the highest.
+        risk_form: ``separable`` (rebuilt, Eq 4 to the letter): a term of the loss, the pinballs with these weights; it
+            moves no minimiser. ``readout`` (rebuilt): no term; coef.risk ≤ 1 is the share of a mean with these weights
+            in the value that is read from the quantiles.
         constraint: ``batch`` (ours: a constraint acts when the update violates it on average) or ``token`` (the papers'
             literal reading: it acts on each token, and noisy targets then drive the top quantiles away).
         constraint_statistics: the unit of a violation. ``value``: that of the value. ``level`` (ours): that of a level,
@@ -52,6 +56,7 @@ class DVPOLossConfig:
     alpha: float = 0.1
     beta: float = 0.1
     risk_temperature: float = 1.0
+    risk_form: str = "separable"
     constraint: str = "batch"
     constraint_statistics: str = "value"
     coef: Mapping[str, float] = field(default_factory=dict)
@@ -63,6 +68,8 @@ class DVPOLossConfig:
         check_not_negative("risk_temperature", self.risk_temperature)
         if self.risk_temperature == 0:
             raise ValueError("risk_temperature is 0; it must be greater than 0")
+        if self.risk_form not in RISK_FORMS:
+            raise ValueError(f"risk_form is {self.risk_form!r}; it must be one of {', '.join(RISK_FORMS)}")
         if self.constraint not in CONSTRAINT_MODES:
             raise ValueError(f"constraint is {self.constraint!r}; it must be one of {', '.join(CONSTRAINT_MODES)}")
         if self.constraint_statistics not in CONSTRAINT_STATISTICS:
@@ -77,6 +84,11 @@ class DVPOLossConfig:
             check_not_negative(f"coef.{name}", value)
         default = DEFAULT_LEVEL_COEF if self.constraint_statistics == "level" else DEFAULT_COEF
         object.__setattr__(self, "coef", {**default, **self.coef})
+        if self.risk_form == "readout" and self.coef["risk"] > 1.0:
+            raise ValueError(
+                f"coef.risk is {self.coef['risk']}, but risk_form is 'readout'; there it is a share and must be in "
+                "[0, 1]; lower it, or set risk_form to 'separable'"
+            )
         if self.constraint_statistics == "level":
             self._check_level()
 

@@ -78,7 +78,7 @@ def dvpo_loss(
     mean_head = quantiles.mean(-2)
 
     terms = {"quantile": sorted_quantile_huber(quantiles.flatten(-2), sorted_targets, levels, config.kappa)}
-    if coef["risk"] > 0:
+    if coef["risk"] > 0 and config.risk_form == "separable":
         weights = risk_weights(levels, config.risk_temperature)
         terms["risk"] = sorted_quantile_huber(mean_head, sorted_targets, levels, config.kappa, weights)
     if active:
@@ -95,7 +95,8 @@ def dvpo_loss(
 def risk_weights(levels: torch.Tensor, temperature: float) -> torch.Tensor:
     """Computes the weights of Eq 4 of [DVPO] (rebuilt): w_j = exp(−τ_j/temperature), normalised to mean 1.
 
-    They scale separate pinballs, so they change no quantile's minimiser (docs/method.md, section 4).
+    In the loss they scale separate pinballs, so they change no quantile's minimiser; in ``risk_averse_weights`` they
+    change the value (docs/method.md, section 4).
 
     Args:
         levels: (M,) τ.
@@ -105,6 +106,23 @@ def risk_weights(levels: torch.Tensor, temperature: float) -> torch.Tensor:
         (M,) float64, descending.
     """
     return torch.softmax(-levels.double() / temperature, dim=0) * levels.shape[0]
+
+
+def risk_averse_weights(levels: torch.Tensor, config: DVPOLossConfig) -> torch.Tensor:
+    """Computes the weights of the risk-averse value of ``risk_form: readout`` (rebuilt; docs/method.md, section 4).
+
+    V_c = (1/M) Σ_j ((1 − c) + c·w_j)·θ_j with c = coef.risk and w of ``risk_weights``. With c = 1 it is the mean under
+    the distortion that has the density exp(−τ/temperature), so V_c is at most the mean.
+
+    Args:
+        levels: (M,) τ, ascending.
+        config: coefficient, temperature and form.
+
+    Returns:
+        (M,) float64 with mean 1, not ascending; all 1 for ``separable``.
+    """
+    share = config.coef["risk"] if config.risk_form == "readout" else 0.0
+    return 1.0 + share * (risk_weights(levels, config.risk_temperature) - 1.0)
 
 
 def head_consistency(quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ Shape legend (docs/method.md, section 1):
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -44,6 +44,8 @@ class FamilyConfig:
         target_seed: seed of targets that are drawn; the draw of update n depends on it and on n alone.
         keep_on: ``device`` or ``cpu``: where kept numbers wait between inference and update.
         rows_per_chunk: sequences whose targets are built at once, >= 1; bounds the memory of that step.
+        share_every: >= 0: every how many steps each term's share of the gradient at the head's outputs is logged; 0
+            never. Such an update computes the loss twice and has a backward pass, to the outputs, for each term.
 
     Raises:
         ValueError: a field is outside its bounds.
@@ -57,6 +59,7 @@ class FamilyConfig:
     target_seed: int = 0
     keep_on: str = "device"
     rows_per_chunk: int = 32
+    share_every: int = 0
 
     def __post_init__(self) -> None:
         if self.lam is not None:
@@ -66,6 +69,7 @@ class FamilyConfig:
         require_choice("head_activation", self.head_activation, ACTIVATION_NAMES)
         require_choice("keep_on", self.keep_on, ("device", "cpu"))
         require_integer("rows_per_chunk", self.rows_per_chunk, least=1)
+        require_integer("share_every", self.share_every, least=0)
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,13 @@ class FamilyLoss:
     Attributes:
         total: (L,) what is minimised, after aggregation over tokens.
         terms: name -> (L,) each active term before its coefficient; logged as ``critic/loss/<name>``, not minimised.
+        coef: name -> coefficient with which each term enters ``total``, so that total = Σ coef·term; empty where the
+            total is no such sum, or has one term. ``critic.value.share_every`` logs the terms named here.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    coef: Mapping[str, float] = field(default_factory=dict)
 
 
 class ValueFamily(ABC):
@@ -95,6 +102,9 @@ class ValueFamily(ABC):
     num_outputs: int
     #: S >= 1, the numbers per token that ``keep`` returns.
     num_kept: int
+    #: True of a family whose ``build_targets`` also takes ``prompts`` (B,): an int64 key >= 0 of each row's prompt, the
+    #: same for all its answers, on every rank and in every update.
+    sees_prompts: bool = False
 
     @abstractmethod
     def __init__(self, config: FamilyConfig) -> None:
@@ -210,7 +220,10 @@ class SampledFamily(ValueFamily):
 
     @abstractmethod
     def samples(self, outputs: Tensor) -> Tensor:
-        """(..., D) -> (..., K): equally weighted points of Z(s), ascending; their mean is the value."""
+        """(..., D) -> (..., K): equally weighted points of Z(s), ascending.
+
+        Their mean is the value, unless the family weighs them in ``values_from_kept``.
+        """
 
     def quantiles(self, outputs: Tensor, levels: Tensor) -> Tensor:
         """(..., D) and (J,) -> (..., J): the samples, read at the levels by linear interpolation."""

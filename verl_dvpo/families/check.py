@@ -97,6 +97,10 @@ class _Trial:
         self.tensor("loss(...).total", loss.total, (B * T,))
         for name in self.names("loss(...).terms", loss.terms):
             self.tensor(f"loss(...).terms[{name!r}]", loss.terms[name], (B * T,))
+        summed = sum((c * loss.terms[n] for n, c in loss.coef.items() if n in loss.terms), torch.zeros(B * T))
+        known = set(loss.coef) <= set(loss.terms)
+        exact = not loss.coef or bool(torch.allclose(summed, loss.total, rtol=1e-4, atol=1e-5))
+        self.require(known and exact, "loss(...).total must be the sum of coef times terms", dict(loss.coef))
         self.require(loss.total.requires_grad, "loss(...).total must carry a gradient", "be without one")
         (gradient,) = torch.autograd.grad(loss.total.sum(), leaf, allow_unused=True)
         finite = gradient is not None and bool(gradient.isfinite().all())

@@ -10,7 +10,7 @@ from torch import Tensor
 from verl_dvpo.distributional.config import CONSTRAINT_TERMS, DVPOLossConfig, check_level_statistics
 from verl_dvpo.distributional.constraints import constraint_multipliers
 from verl_dvpo.distributional.levels import LEVEL_KINDS, quantile_levels
-from verl_dvpo.distributional.losses import dvpo_loss
+from verl_dvpo.distributional.losses import dvpo_loss, risk_averse_weights
 from verl_dvpo.distributional.metrics import crossing_fraction, population_std
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.distributional.sorting import sort_samples
@@ -33,7 +33,9 @@ class QuantileEnsembleConfig(FamilyConfig):
         kappa: Huber threshold >= 0, in units of reward; 0 is the pinball loss.
         alpha: share of the lower tail, in (0, 0.5].
         beta: share of the upper tail, in (0, 0.5].
-        risk_temperature: > 0, in units of a level: how fast the weight of a level falls in the term ``risk``.
+        risk_temperature: > 0, in units of a level: how fast the weight of a level falls in ``risk``.
+        risk_form: ``separable`` (Eq 4 to the letter: a term that moves no minimiser) or ``readout`` (a risk-averse
+            value with coef.risk in [0, 1] as its share); both rebuilt.
         constraint: ``batch`` (ours) or ``token`` (the paper's literal reading).
         constraint_statistics: ``value`` or ``level`` (ours): the unit in which a constraint's violation is measured;
             ``level`` needs ``levels: midpoint`` and ``constraint: batch``, and has no ``shape`` and no ``curvature``.
@@ -49,6 +51,7 @@ class QuantileEnsembleConfig(FamilyConfig):
     alpha: float = 0.1
     beta: float = 0.1
     risk_temperature: float = 1.0
+    risk_form: str = "separable"
     constraint: str = "batch"
     constraint_statistics: str = "value"
     coef: Mapping[str, float] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class QuantileEnsembleConfig(FamilyConfig):
             alpha=self.alpha,
             beta=self.beta,
             risk_temperature=self.risk_temperature,
+            risk_form=self.risk_form,
             constraint=self.constraint,
             constraint_statistics=self.constraint_statistics,
             coef=dict(self.coef),
@@ -81,7 +85,11 @@ class QuantileEnsembleConfig(FamilyConfig):
 
 @register_family("quantile_ensemble")
 class QuantileEnsembleFamily(SampledFamily):
-    """θ_j(s) = (1/N) Σ_i θ_ij(s) (Eq 1 of [DVPO], paper); outputs are laid out as (N, M)."""
+    """θ_j(s) = (1/N) Σ_i θ_ij(s) (Eq 1 of [DVPO], paper); outputs are laid out as (N, M).
+
+    The value is the mean of θ over j. With ``risk_form: readout`` and coef.risk > 0 low levels weigh more in it, while
+    distribution, targets and statistics stay those of θ.
+    """
 
     Config = QuantileEnsembleConfig
 
@@ -93,6 +101,8 @@ class QuantileEnsembleFamily(SampledFamily):
         self.target = config.target
         self.loss_config = config.loss_config()
         self.levels = quantile_levels(config.num_quantiles, config.levels, dtype=torch.float32)
+        self.averse = self.loss_config.risk_form == "readout" and self.loss_config.coef["risk"] > 0
+        self.value_weights = risk_averse_weights(self.levels, self.loss_config).float()
 
     def _heads(self, outputs: Tensor) -> Tensor:
         """(..., D) -> (..., N, M)."""
@@ -104,12 +114,21 @@ class QuantileEnsembleFamily(SampledFamily):
         return self.levels
 
     def value(self, outputs: Tensor) -> Tensor:
-        """(..., N·M) -> (...): the mean over heads and quantiles."""
-        return outputs.mean(-1)
+        """(..., N·M) -> (...): the mean over heads and quantiles, or the risk-averse one."""
+        return self.values_from_kept(self.samples(outputs)) if self.averse else outputs.mean(-1)
 
     def head_values(self, outputs: Tensor) -> Tensor:
-        """(..., N·M) -> (..., N): each head's mean over its quantiles."""
-        return self._heads(outputs).mean(-1)
+        """(..., N·M) -> (..., N): each head's mean over its quantiles, or its risk-averse one."""
+        heads = self._heads(outputs)
+        return self.values_from_kept(sort_samples(heads)) if self.averse else heads.mean(-1)
+
+    def values_from_kept(self, kept: Tensor) -> Tensor:
+        """(..., M) ascending -> (...): the mean of the quantiles, or the risk-averse one."""
+        if not self.averse:
+            return kept.mean(-1)
+        if self.value_weights.device != kept.device:
+            self.value_weights = self.value_weights.to(kept.device)
+        return (kept * self.value_weights).mean(-1)
 
     def samples(self, outputs: Tensor) -> Tensor:
         """(..., N·M) -> (..., M): the head-averaged quantiles, ascending."""
@@ -138,7 +157,8 @@ class QuantileEnsembleFamily(SampledFamily):
         """L of Eq 11 of [DVPO] (docs/method.md, section 4)."""
         levels = self._levels_on(outputs.device)
         result = dvpo_loss(self._heads(outputs), targets["targets"], levels, self.loss_config, multipliers)
-        return FamilyLoss(total=result.total, terms=result.terms)
+        coef = {name: self.loss_config.coef.get(name, 1.0) for name in result.terms}
+        return FamilyLoss(total=result.total, terms=result.terms, coef=coef)
 
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None

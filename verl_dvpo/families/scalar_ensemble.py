@@ -130,7 +130,8 @@ class ScalarEnsembleFamily(SampledFamily):
             given = multipliers if config.constraint == "batch" else None
             terms |= constraint_terms(mean_head, returns, self.level, config, ["shift"], given)
             total = total + config.coef["shift"] * terms["shift"]
-        return FamilyLoss(total=total, terms=terms)
+        coef = {name: config.coef.get(name, 0.5) for name in terms}
+        return FamilyLoss(total=total, terms=terms, coef=coef)
 
     def multipliers(
         self, targets: Mapping[str, Tensor], mask: Tensor, *, reduce: Reduce | None = None

@@ -239,7 +239,7 @@ class ValueFlowFamily(SampledFamily):
         total = torch.zeros_like(start[:, 0])
         for name, term in terms.items():
             total = torch.add(total, term, alpha=self.config.coef[name])
-        return FamilyLoss(total=total, terms=terms)
+        return FamilyLoss(total=total, terms=terms, coef={name: self.config.coef[name] for name in terms})
 
     def _field_terms(self, coefficients: Tensor, start: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Computes the active ones of three terms, each a mean over k (rebuilt; ``calibrated``: ours, see the class).

@@ -14,7 +14,7 @@ from fake import FakeTrainer, study_of
 from verl_dvpo.bench.common import write_json
 from verl_dvpo.bench.study.plan import plan
 from verl_dvpo.bench.study.report import write_report
-from verl_dvpo.bench.study.results import load_results
+from verl_dvpo.bench.study.results import CLEAN_REWARD, EXPLAINED, REWARD, Results, load_results
 from verl_dvpo.bench.study.runner import read_record, run_study
 from verl_dvpo.bench.study.statistics import interquartile_mean, paired_difference, probability_of_improvement
 from verl_dvpo.bench.study.summary import curves, summarise, training
@@ -226,6 +226,21 @@ def test_the_second_half_of_training_is_averaged_over_steps_and_then_over_seeds(
                 lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
                 late.append(next(line["data"][metric] for line in lines if line["step"] == 3))
         assert table.loc[(noise, "dvpo"), column] == pytest.approx(np.mean(late))
+
+
+def test_the_step_in_the_middle_belongs_to_the_first_half(tmp_path):
+    """Of four steps the third and the fourth are the second half: (3 + 4)/2 and, of the other seed, (30 + 40)/2."""
+    rows = [
+        ("ppo", "none", "none", 0.0, "demo", seed, step, scale * step, math.nan, 0.1 * step)
+        for seed, scale in ((0, 1.0), (1, 10.0))
+        for step in (1, 2, 3, 4)
+    ]
+    columns = ["algorithm", "noise", "kind", "rate", "task", "seed", "step", REWARD, CLEAN_REWARD, EXPLAINED]
+    steps = pd.DataFrame(rows, columns=columns)
+    table = training(Results(study_of(tmp_path, steps=4), pd.DataFrame(), steps, [], [], []))
+    assert len(table) == 1
+    row = table.iloc[0]
+    assert (row[REWARD], row[CLEAN_REWARD], row[EXPLAINED]) == pytest.approx((19.25, 19.25, 0.35))
 
 
 def test_the_report_has_tables_csv_and_every_figure(study, capsys):

@@ -94,7 +94,9 @@ def shipped(family: str, **settings: Any) -> Setup:
 FAMILIES: dict[str, Setup] = {
     "ppo": shipped("scalar"),
     "ppo_ensemble": shipped("scalar_ensemble", num_heads=NUM_HEADS),
-    "robust_bellman": shipped("robust_bellman", num_heads=NUM_HEADS),
+    "robust_bellman": shipped("robust_bellman", num_heads=NUM_HEADS, heads_see="bootstrap"),
+    "robust_bellman, shards": shipped("robust_bellman", num_heads=NUM_HEADS, heads_see="shards"),
+    "robust_bellman, all": shipped("robust_bellman", num_heads=NUM_HEADS),
     "dvpo": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF)),
     "dvpo, token": Setup(lambda: quantiles(levels="right", kappa=1.0, coef=DEFAULT_COEF, constraint="token")),
     "dvpo_calibrated": Setup(lambda: quantiles("sr", coef=DEFAULT_LEVEL_COEF, statistics="level")),
