@@ -73,8 +73,8 @@ MODULES = (
     "zmq",
     "vllm",
 )
-#: What the server of a run imports beside them. Nothing that declares Ray actors, as verl's modules do: an actor's class
-#: draws from the random numbers of Ray's library, whose state the forks would share.
+#: What the server of a run imports beside them. Nothing that declares Ray actors, as verl's modules do: the class of an
+#: actor draws from the random numbers of Ray's library, whose state the forks would share.
 RUN_MODULES = (
     "ray",
     "vllm.entrypoints.openai.api_server",
@@ -101,7 +101,8 @@ class ForkServer:
         modules: tuple[str, ...] = MODULES,
         run_modules: tuple[str, ...] = RUN_MODULES,
     ) -> None:
-        self.address = str(Path(tempfile.mkdtemp(prefix="verl-dvpo-")) / "fork-server")  # the server removes the folder
+        folder = tempfile.mkdtemp(prefix="verl-dvpo-")  # the server removes it
+        self.address = str(Path(folder) / "fork-server")
         lifeline, self._lifeline = os.pipe()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.address)
