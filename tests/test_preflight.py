@@ -82,7 +82,11 @@ def test_bad_values_name_field_value_and_remedy(files, override, words):
         ("algorithm=ppo algorithm.value.lam_actor=1.0", ["algorithm.adv_estimator is 'gae'", "only 'dvpo'"]),
         (
             "algorithm=ppo_ensemble algorithm.value.weighting=precision",
-            ["algorithm.value.weighting is 'precision'", "critic.value.family is 'scalar_ensemble'", "gaussian"],
+            [
+                "algorithm.value.weighting is 'precision'",
+                "critic.value.family is 'scalar_ensemble'",
+                "quantile_ensemble",
+            ],
         ),
         (
             "algorithm=dfpo algorithm.value.reward=gated",

@@ -180,14 +180,19 @@ def test_systematic_additions():
     assert set(additions("length_bias", slope=-1.0, reference=10)) == {-2.0}
 
 
-@pytest.mark.parametrize(("low", "high", "score", "expected"), [(-1.0, 1.0, -1.0, 1.0), (0.0, 1.0, 0.25, 0.75)])
-def test_flips_mirror_the_score(low, high, score, expected):
+@pytest.mark.parametrize(
+    ("low", "high", "score", "expected", "clean_pass"),
+    [(-1.0, 1.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.25, 0.75, math.nan)],
+)
+def test_flips_mirror_the_score(low, high, score, expected, clean_pass):
     noisy = with_noise(lambda **_: score, noise_config({"kind": "flip", "rate": 1.0, "low": low, "high": high}), "f")
     assert noisy(**question(3, right=True)) == {
         "score": expected,
         "acc": score,
         "clean_score": score,
         "corrupted": 1.0,
+        "clean_pass": pytest.approx(clean_pass, nan_ok=True),
+        "noisy_pass": 1.0,
     }
 
 
