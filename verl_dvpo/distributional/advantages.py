@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the actor can do with a value distribution, on (B, T) fields (ours; docs/advantages.md).
+"""Lets a value distribution act on the actor, through (B, T) fields (ours; docs/advantages.md).
 
 The actor of [DVPO] sees only the mean of the quantiles: GAE is linear. Each function here lets more of the distribution
 act: on the weight of an advantage, on the reward, on the value that is its baseline, or on λ. None carries a gradient.

@@ -141,7 +141,7 @@ class Noise(_Choice):
 
 
 class Task(_Choice):
-    """What is trained on.
+    """A task that runs train on.
 
     Attributes:
         name: its name in the report; letters, digits and ``_ . + -``.

@@ -67,7 +67,7 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """How the run ended; the file exists only once it has."""
+        """The record of the run's end; the file exists only after it."""
         return self.folder / "run.json"
 
     @property

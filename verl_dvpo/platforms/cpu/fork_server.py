@@ -118,7 +118,7 @@ class ForkServer:
 
     @property
     def py_executable(self) -> str:
-        """What Ray is to run in place of Python."""
+        """The command that Ray runs in place of Python."""
         return " ".join(shlex.quote(part) for part in (sys.executable, "-I", "-S", str(CLIENT), self.address))
 
     def close(self) -> None:
