@@ -31,7 +31,7 @@ print("an error", file=sys.stderr)
 
 @pytest.fixture(scope="module")
 def server():
-    with ForkServer({"COLOUR": "server"}, modules=("numpy", "torch"), run_modules=("fractions",)) as running:
+    with ForkServer({"COLOUR": "server"}, modules=("numpy.random", "torch"), run_modules=("fractions",)) as running:
         yield running
 
 
