@@ -39,7 +39,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from verl_dvpo.platforms.cpu import distribution
 
@@ -145,15 +145,20 @@ def _of_this_process(environment: frozenset[tuple[str, str]]) -> ForkServer:
 def in_runtime_env(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Lets Ray start its workers through a fork server, one for all clusters that this process starts.
 
-    verl asks ``original`` for the runtime environment just before it starts Ray.
+    verl asks ``original`` for the runtime environment just before it starts Ray, and merges the configuration's over
+    it. An empty ``py_executable`` there is taken out, because it would replace ours; the user's own is kept.
     """
 
     def runtime_env(config: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
         result = original(config, *args, **kwargs)
-        own = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") if config is not None else None
-        variables = {**result.get("env_vars", {}), **(own or {})}
-        if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu" and variables.get(SWITCH, "1") != "0":
+        own = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env") if config is not None else None
+        own = OmegaConf.create({}) if own is None else own
+        variables = {**result.get("env_vars", {}), **(own.get("env_vars") or {})}
+        is_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+        if is_cpu and variables.get(SWITCH, "1") != "0" and not own.get("py_executable"):
             result["py_executable"] = _of_this_process(frozenset(variables.items())).py_executable
+            with open_dict(own):
+                own.pop("py_executable", None)
         return result
 
     return runtime_env
