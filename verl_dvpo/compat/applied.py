@@ -222,4 +222,19 @@ _AGENT_LOOP_WORKER = (
     ),
 )
 
-APPLIED: tuple[Entry, ...] = (*_EVERYWHERE, *_AGENT_LOOP_WORKER)
+#: In the process of the CPU platform's rollout server.
+_ROLLOUT_SERVER = (
+    Entry(
+        symbol="vllm.v1.engine.utils:get_mp_context",
+        kind=Kind.REPLACE,
+        ours=f"{_CPU}.engine_process:fork_engine",
+        moment=Moment.ROLLOUT_SERVER,
+        platform="cpu",
+        what="vLLM's engine is a fork of the server, which has imported vLLM",
+        why="vLLM spawns it in a Ray actor, whatever VLLM_WORKER_MULTIPROC_METHOD says, and its imports take longer "
+        "than all else of its start",
+        relies_on=("vllm.v1.engine.utils:CoreEngineProcManager.__init__",),
+    ),
+)
+
+APPLIED: tuple[Entry, ...] = (*_EVERYWHERE, *_AGENT_LOOP_WORKER, *_ROLLOUT_SERVER)

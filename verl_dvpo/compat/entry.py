@@ -32,6 +32,8 @@ class Moment(str, Enum):
     START = "start"
     #: When the CPU platform's agent loop worker starts, in its own process only.
     AGENT_LOOP_WORKER = "agent loop worker"
+    #: When the CPU platform's rollout server starts, in its own process only.
+    ROLLOUT_SERVER = "rollout server"
     #: Never by ``apply``: the class statement, the registration or the call is the change.
     NONE = "none"
 

@@ -9,7 +9,9 @@ Around a small model on a small machine verl's Python costs more than the genera
   model is served elsewhere.
 - each sample's agent loop is made by Hydra from a merged configuration. Here a registered class, whose configuration
   is its name and nothing else, is called.
-- each sample asks an actor for a server and tells it when done. Here that is asked once, where there is one server.
+- each sample asks an actor for a server and tells it when done. Here that is asked once, where there is one server,
+  and requests of a few milliseconds go to the server together.
+- vLLM's server turns tokens to text and hands over each token as it comes. Here it hands over whole answers, as tokens.
 
 verl draws all samples from one stream of random numbers, in the order in which requests happen to arrive, or, with
 ``rollout.full_determinism``, gives all requests one seed, those of one prompt included. Here each request has a seed of
@@ -43,39 +45,54 @@ WAIT = 0.005
 
 
 class Gatherer:
-    """Collects items of one event loop and hands them over in lists, one list at a time per group.
+    """Collects items of one event loop and hands them over in lists.
 
     Args:
-        write: takes a group and its items; what it raises, every waiting caller of that list gets.
+        write: takes a group and its items; returns nothing, or a result for each item. What it raises, every waiting
+            caller of that list gets; a result that is an exception is raised for its own caller.
         wait: seconds between the first item and the writing of it and all that came since.
+        in_turn: writes one list of a group at a time; otherwise a list does not wait for the one before it.
     """
 
-    def __init__(self, write: Callable[[Any, list[Any]], Awaitable[None]], wait: float = WAIT) -> None:
+    def __init__(
+        self, write: Callable[[Any, list[Any]], Awaitable[Any]], wait: float = WAIT, *, in_turn: bool = True
+    ) -> None:
         self._write = write
         self._wait = wait
-        self._waiting: defaultdict[Hashable, list[tuple[Any, asyncio.Future[None]]]] = defaultdict(list)
+        self._in_turn = in_turn
+        self._waiting: defaultdict[Hashable, list[tuple[Any, asyncio.Future[Any]]]] = defaultdict(list)
         self._writers: dict[Hashable, asyncio.Task[None]] = {}
 
-    async def put(self, group: Hashable, item: Any) -> None:
-        """Returns when the item is written."""
+    async def put(self, group: Hashable, item: Any) -> Any:
+        """Returns the item's result when it is written."""
         done = asyncio.get_running_loop().create_future()
         self._waiting[group].append((item, done))
         if group not in self._writers:
             self._writers[group] = asyncio.create_task(self._drain(group))
-        await done
+        return await done
 
     async def _drain(self, group: Hashable) -> None:
         await asyncio.sleep(self._wait)
+        if not self._in_turn:
+            del self._writers[group]  # what comes from now on makes a list of its own
+            await self._hand_over(group, self._waiting.pop(group, []))
+            return
         while taken := self._waiting.pop(group, []):
-            try:
-                await self._write(group, [item for item, _ in taken])
-            except Exception as error:
-                for done in (done for _, done in taken if not done.done()):
-                    done.set_exception(error)
-            else:
-                for done in (done for _, done in taken if not done.done()):
-                    done.set_result(None)
+            await self._hand_over(group, taken)
         del self._writers[group]
+
+    async def _hand_over(self, group: Hashable, taken: list[tuple[Any, asyncio.Future[Any]]]) -> None:
+        try:
+            results = await self._write(group, [item for item, _ in taken]) or [None] * len(taken)
+        except Exception as error:
+            results = [error] * len(taken)
+        for result, (_, done) in zip(results, taken, strict=True):
+            if done.done():
+                continue
+            if isinstance(result, BaseException):
+                done.set_exception(result)
+            else:
+                done.set_result(result)
 
 
 class GatheredQueue:
@@ -181,6 +198,24 @@ class SeededClient(LLMServerClient):
         return await super().generate(request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, **kwargs)
 
 
+class GatheredServer:
+    """Stands for the handle of `VLLMCPUHttpServer`: sends it requests of a few milliseconds together."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._requests = Gatherer(self._send, in_turn=False)
+        self.generate = InProcess(self._generate)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+    async def _generate(self, **request: Any) -> Any:
+        return await self._requests.put(None, request)
+
+    async def _send(self, group: None, requests: list[dict[str, Any]]) -> list[Any]:
+        return await self._server.generate_many.remote(requests)
+
+
 class OneServerClient(SeededClient):
     """Asks for the server once, where there is only one."""
 
@@ -188,7 +223,8 @@ class OneServerClient(SeededClient):
 
     async def _acquire_server(self, request_id: str, **extra: Any) -> tuple[str, Any]:
         if self._server is None:
-            self._server = await super()._acquire_server(request_id, **extra)
+            name, server = await super()._acquire_server(request_id, **extra)
+            self._server = name, GatheredServer(server)
         return self._server
 
     def _release_server(self, server_id: str, request_id: str | None = None) -> None:

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``actor_rollout_ref.rollout.name=vllm_cpu``: verl's vLLM server and adapter around vLLM's CPU engine."""
 
+import asyncio
 import os
 from typing import Any
 
 import ray
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+from vllm.sampling_params import RequestOutputKind
+
+from verl_dvpo.compat.apply import apply_in_this_process
+from verl_dvpo.compat.entry import Moment
 
 __all__ = ["CPUServerAdapter", "VLLMCPUReplica"]
 
@@ -34,7 +39,21 @@ class VLLMCPUHttpServer(vLLMHttpServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        apply_in_this_process(Moment.ROLLOUT_SERVER)
         os.environ["VERL_RAY_JOB_ID"] = job_name()  # the engine's process, which has no Ray, takes it from here
+
+    async def generate_many(self, requests: list[dict[str, Any]]) -> list[Any]:
+        """Answers requests together; each result is what ``generate`` returns for it, or the exception that it raises.
+
+        Args:
+            requests: arguments of ``generate``, one dictionary a request.
+        """
+        for request in requests:
+            sampling: dict[str, Any] = request["sampling_params"]
+            sampling.setdefault("output_kind", RequestOutputKind.FINAL_ONLY)
+            if not sampling.get("stop"):  # vLLM looks for strings in the text
+                sampling.setdefault("detokenize", False)
+        return await asyncio.gather(*(self.generate(**request) for request in requests), return_exceptions=True)
 
     def _get_worker_extension_cls(self) -> str:
         return "verl_dvpo.platforms.cpu.vllm_worker.CPUWorkerExtension"
