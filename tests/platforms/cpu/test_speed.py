@@ -14,7 +14,14 @@ from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManage
 from verl.utils import seqlen_balancing, tensordict_utils
 
 from verl_dvpo.platforms.cpu import agent_loops, patches
-from verl_dvpo.platforms.cpu.agent_loops import GatheredQueue, Gatherer, has_one_server, make_agent_loop
+from verl_dvpo.platforms.cpu.agent_loops import (
+    GatheredQueue,
+    GatheredServer,
+    Gatherer,
+    InProcess,
+    has_one_server,
+    make_agent_loop,
+)
 
 
 def test_log_probs_equal_verls_row_by_row():
@@ -99,6 +106,54 @@ def test_a_failed_write_fails_its_callers_and_no_later_ones():
         await gatherer.put(0, "later")
 
     asyncio.run(run())
+
+
+class FakeServer:
+    """Answers each request with its prompt reversed; a prompt that begins with 0 fails."""
+
+    def __init__(self):
+        self.calls = []
+        self.generate_many = InProcess(self._generate_many)
+
+    async def _generate_many(self, requests):
+        self.calls.append([request["prompt_ids"] for request in requests])
+        await asyncio.sleep(0.05 if len(requests) > 1 else 0.0)
+        return [
+            ValueError("no") if request["prompt_ids"][0] == 0 else list(reversed(request["prompt_ids"]))
+            for request in requests
+        ]
+
+
+def test_requests_go_together_and_each_caller_gets_its_own_answer_or_error():
+    server = FakeServer()
+    gathered = GatheredServer(server)
+
+    async def main():
+        prompts = [[1, 2], [0, 3], [4, 5]]
+        return await asyncio.gather(
+            *(gathered.generate.remote(prompt_ids=prompt) for prompt in prompts), return_exceptions=True
+        )
+
+    first, failed, third = asyncio.run(main())
+    assert (first, third) == ([2, 1], [5, 4])
+    assert isinstance(failed, ValueError)
+    assert server.calls == [[[1, 2], [0, 3], [4, 5]]]
+
+
+def test_a_later_request_does_not_wait_for_earlier_answers():
+    gathered = GatheredServer(FakeServer())
+    ended = []
+
+    async def ask(prompt, after):
+        await asyncio.sleep(after)
+        await gathered.generate.remote(prompt_ids=prompt)
+        ended.append(prompt)
+
+    async def main():
+        await asyncio.gather(ask([1], 0.0), ask([2], 0.0), ask([3], 0.02))
+
+    asyncio.run(main())
+    assert ended[0] == [3]
 
 
 def test_rows_arrive_as_verl_would_have_put_them_one_by_one():

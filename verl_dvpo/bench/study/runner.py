@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 
 from verl_dvpo.bench.common import Progress, write_json
 from verl_dvpo.bench.study.config import Study
+from verl_dvpo.bench.study.cost import ProcessorTime
 from verl_dvpo.bench.study.guards import at_most, claim, redirected, sigterm_exits
 from verl_dvpo.bench.study.plan import Run, compose, plan, resolved
 from verl_dvpo.bench.study.versions import versions
@@ -148,8 +149,9 @@ def _one(run: Run, config: DictConfig, train: Train, minutes: float | None) -> d
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     start = time.monotonic()
+    cost = ProcessorTime()
     try:
-        with redirected(run.log), at_most(minutes):
+        with cost, redirected(run.log), at_most(minutes):
             try:
                 train(config, run.metrics)
             except Exception:
@@ -159,7 +161,7 @@ def _one(run: Run, config: DictConfig, train: Train, minutes: float | None) -> d
     except Exception as error:  # any failure of a run is recorded, and the next run starts
         text = "".join(traceback.format_exception(error))
         record |= {"status": FAILED, "error": text[-LONGEST_ERROR:], "score": None}
-    record["wall_seconds"] = round(time.monotonic() - start, 1)
+    record |= {"wall_seconds": round(time.monotonic() - start, 1), "cpu_seconds": round(cost.seconds, 1)}
     write_json(run.record, record)
     return record
 
