@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from verl_dvpo.platforms.cpu.engine_process import EngineContext
 
@@ -64,7 +65,7 @@ def test_the_engine_ends_with_a_server_that_is_killed() -> None:
 
 def running(pid: int) -> bool:
     try:
-        state = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return False
     return state != "Z"

@@ -12,9 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
+import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
+from verl_dvpo.platforms.cpu import fork_server
 from verl_dvpo.platforms.cpu.fork_server import ForkServer
 
 TELL = """
@@ -167,3 +172,18 @@ def wait_for_end(pid: int, seconds: float = 20.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "the server's"), ("their own", "their own")])
+def test_verls_own_merge_keeps_the_server(monkeypatch, own, expected):
+    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
+        config = hydra.compose("dvpo_trainer", overrides=["platform=cpu"])
+    config.ray_kwargs.ray_init.runtime_env.py_executable = own
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setattr(
+        fork_server, "_of_this_process", lambda variables: SimpleNamespace(py_executable="the server's")
+    )
+    default = fork_server.in_runtime_env(lambda config: {"env_vars": {}})(config)
+    # as verl's run_ppo merges them
+    merged = OmegaConf.merge(default, config.ray_kwargs.ray_init.runtime_env)
+    assert merged.py_executable == expected

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts vLLM's engine as a fork of verl's rollout server, which has imported vLLM already.
 
-vLLM forks its engine by default. Where the server is a Ray actor it spawns the engine, with all its imports, because the
-engine may use Ray. With one worker inside the engine (``distributed_executor_backend: uni``) it does not. The fork
+vLLM forks its engine by default. Where the server is a Ray actor it spawns the engine, with all its imports, because
+the engine may use Ray. With one worker inside the engine (``distributed_executor_backend: uni``) it does not. The fork
 closes the server's connections to Ray, so that Ray sees the end of the server, and ends with the server.
 """
 
