@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of the tasks: ``verl-dvpo demo-data``, ``verl-dvpo demo`` and ``verl-dvpo domains``.
+"""The commands of the tasks: ``verl-dvpo demo-data``, ``demo``, ``domains`` and ``exam-data``.
 
 The docstrings of the functions are the commands' help. What they use is imported when they run, so help is fast.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_dvpo.bench.tasks.registry import DEMO, DOMAINS, TaskSet
+from verl_dvpo.bench.tasks.registry import DEMO, DOMAINS, EXAM, TaskSet
 
 if TYPE_CHECKING:
     from verl_dvpo.bench.tasks.prepare import TaskFolder
@@ -85,6 +85,26 @@ def domains(
     print("greedy validation before reinforcement learning:")
     for source, scores in made.scores.items():
         print(f"  {source:<20}" + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+
+def exam_data(
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("runs/exam/data"),
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Steps of the warm start. (default: {EXAM.warm_start.steps})")
+    ] = None,
+    num_val: Annotated[int | None, typer.Option(help=f"Validation papers. (default: {EXAM.num_val})")] = None,
+    tiny: Tiny = False,
+) -> None:
+    """Make the model and data of papers with partial credit, or find them.
+
+    Example: `verl-dvpo exam-data --out runs/exam/data --num-val 1024`
+    """
+    made = _prepare(EXAM, out, seed=seed, steps=steps, num_val=num_val, tiny=tiny)
+    (name,) = EXAM.tasks
+    print(f"{'found' if made.reused else 'made'} the exam's model and data in {made.path}")
+    scores = "  ".join(f"{key} {value:.3f}" for key, value in made.scores[name].items())
+    print(f"  greedy validation before reinforcement learning: {scores}")
 
 
 def _prepare(

@@ -100,6 +100,7 @@ def prepare(
         **sizes,
         **dataclasses.asdict(config),
         **{name: getattr(tasks, name) for name in ("max_positions", "longest_turn", "stream")},
+        "model": dataclasses.asdict(tasks.model),
         "code": code_digest(_modules(tasks)),
     }
     out = Path(out_dir).absolute()
@@ -136,7 +137,7 @@ def _build(
     """Fills the folder and returns what the manifest holds beside the settings."""
     _write_data(folder, tasks, splits)
     characters = tokenizer.build_tokenizer(max_length=tasks.max_positions)
-    policy = model.build_model(characters, seed=seed)
+    policy = model.build_model(characters, tasks.model, seed=seed)
     demonstrators = [
         TASKS[name].demonstrator(seed, split, habit=config.habit, slip=config.slip) for name, split in splits.items()
     ]

@@ -4,13 +4,16 @@
 Reward workers import this file, so it imports nothing heavy.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
-from verl_dvpo.bench.tasks import addition, arithmetic, dialogue, science
+from verl_dvpo.bench.tasks import addition, arithmetic, dialogue, exam, science
 from verl_dvpo.bench.tasks.task import SHIFTED, Task
 
 #: Every task by its name.
-TASKS: dict[str, Task] = {task.name: task for task in (addition.TASK, arithmetic.TASK, science.TASK, dialogue.TASK)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (addition.TASK, arithmetic.TASK, science.TASK, dialogue.TASK, exam.TASK)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,38 @@ class WarmStartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """The size of a set's model, a Qwen3.
+
+    Attributes:
+        hidden_size: at least 1.
+        intermediate_size: of the feed-forward layers, at least 1.
+        num_layers: at least 1.
+        num_heads: at least 1; of ``model.HEAD_DIM`` each.
+        num_key_value_heads: at least 1; ``num_heads`` is a multiple of it.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    hidden_size: int = 192
+    intermediate_size: int = 448
+    num_layers: int = 2
+    num_heads: int = 6
+    num_key_value_heads: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1; choose a larger one")
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads}; it must be a multiple of num_key_value_heads, which is "
+                f"{self.num_key_value_heads}; change one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSet:
     """Tasks that share one folder and one model.
 
@@ -60,6 +95,7 @@ class TaskSet:
         max_positions: tokens of prompt and response for which the model has room.
         longest_turn: tokens that the model may write in one turn of the greedy validation.
         stream: second part of the seed of the demonstrations.
+        model: the size of the model.
     """
 
     name: str
@@ -70,6 +106,7 @@ class TaskSet:
     max_positions: int
     longest_turn: int
     stream: int
+    model: ModelSize = ModelSize()
 
 
 #: Three-digit addition for ``make train``; its settings are config/task/demo.yaml.
@@ -93,6 +130,18 @@ DOMAINS = TaskSet(
     max_positions=256,
     longest_turn=48,
     stream=40,
+)
+#: Papers with partial credit, on a model of half the size; their settings are config/task/exam.yaml.
+EXAM = TaskSet(
+    name="exam",
+    tasks=(exam.TASK.name,),
+    num_train=8192,
+    num_val=256,
+    warm_start=WarmStartConfig(steps=400, warmup_steps=30, habit=0.75, slip=0.03),
+    max_positions=64,
+    longest_turn=exam.LONGEST_RESPONSE + 1,
+    stream=60,
+    model=ModelSize(hidden_size=128, intermediate_size=320, num_heads=4),
 )
 
 
