@@ -53,8 +53,9 @@ def forest(table: pd.DataFrame):
     axis.set_xlim(-_reach(shown), _reach(shown))
     axis.set_yticks(range(len(shown)), [f"{row.contrast} (n = {row.seeds})" for row in shown.itertuples()], fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlabel("difference in score, treatment minus control (95 % t interval over paired seeds)")
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.set_xlabel("score, treatment minus control (95 % t interval over seeds)")
+    # the first of each verdict: primary contrasts come first, and theirs are filled
+    handles = dict(reversed(list(zip(*axis.get_legend_handles_labels()[::-1], strict=True))))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
     title = "Pre-registered contrasts; filled: primary; shaded: expected side"
     figure.suptitle(title + ("; dotted: expected size" if shown["expected"].notna().any() else ""), fontsize=11)
