@@ -3,7 +3,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Results:
     finished: list[dict[str, Any]]
     failed: list[dict[str, Any]]
     missing: list[str]
-    standings: list[Standing]
+    standings: list[Standing] = field(default_factory=list)
 
     def final(self) -> pd.DataFrame:
         """Returns the rows of each run's last step."""
