@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from verl_dvpo.bench.statistics import ratio_interval, sign_flip_test, t_interval
+from verl_dvpo.bench.statistics import holm, ratio_interval, sign_flip_test, t_interval
 
 
 def test_t_interval_by_hand():
@@ -85,3 +85,27 @@ def test_sign_flips_against_enumeration():
 def test_a_test_needs_two_finite_pairs():
     assert math.isnan(sign_flip_test([0.3]))
     assert math.isnan(sign_flip_test([0.3, float("inf")]))
+
+
+def test_holm_by_hand():
+    # four tests: 0.005 * 4, 0.01 * 3, 0.03 * 2, then 0.04 * 1 is below its predecessor and takes its value
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.4]) == [0.8, 0.8]
+    assert holm([0.9, 0.9, 0.9]) == [1.0, 1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+    assert holm([float("nan"), 0.01]) == [1.0, 0.02]
+
+
+def test_holm_rejects_what_the_procedure_of_1979_rejects():
+    """The procedure: go up from the smallest p-value, stop at the first one above alpha / (number that are left)."""
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        values = rng.uniform(size=6) ** 3
+        alpha = rng.uniform(0.01, 0.3)
+        rejected = set()
+        for place, test in enumerate(np.argsort(values)):
+            if values[test] > alpha / (6 - place):
+                break
+            rejected.add(int(test))
+        assert {test for test, p in enumerate(holm(values)) if p <= alpha} == rejected

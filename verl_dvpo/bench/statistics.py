@@ -77,3 +77,17 @@ def sign_flip_test(differences: Sequence[float] | np.ndarray) -> float:
             rng=np.random.default_rng(0),
         )
     return float(tested.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns Holm's step-down corrected p-values of a family of tests, in the order given (Holm 1979).
+
+    The k-th smallest of m is multiplied by m - k + 1 and is at least its predecessor, at most 1. They bound the
+    probability of any false rejection, whatever the dependence of the tests. NaN counts as 1.
+    """
+    values = np.nan_to_num(np.asarray(p_values, dtype=float), nan=1.0)
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(steps, 1.0)
+    return corrected.tolist()

@@ -176,9 +176,14 @@ _EVERYWHERE = (
         symbol=f"{_TRAINER}:PPOTrainer._balance_batch",
         kind=Kind.WRAP,
         ours=f"{_WRAPPERS}:log_rewards",
-        hands=("verl_dvpo.noise.metrics:is_wanted", "verl_dvpo.noise.metrics:noise_metrics"),
+        hands=(
+            "verl_dvpo.noise.metrics:is_wanted",
+            "verl_dvpo.noise.metrics:noise_metrics",
+            "verl_dvpo.noise.majority:relabelled",
+        ),
         moment=Moment.IMPORT,
-        what="where noise is asked for, clean and corrupted rewards are logged, and failed rewards stop the run",
+        what="where noise is asked for, clean and corrupted rewards are logged, failed rewards stop the run, and a "
+        "majority of answers relabels them",
         why="verl logs what a reward function returns beside its score in validations only; this is the first thing "
         "that every trainer calls on a scored batch",
     ),

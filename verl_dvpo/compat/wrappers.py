@@ -52,13 +52,23 @@ def log_rewards(
     original: Callable[..., Any],
     is_wanted: Callable[[Any], bool],
     metrics_of: Callable[[Sequence[dict[str, Any]]], dict[str, float]],
+    relabel: Callable[[Any, Sequence[str], Sequence[dict[str, Any]]], list[float] | None],
 ) -> Callable[..., Any]:
-    """Adds ``metrics_of(rewards)`` to the metrics of a step where ``is_wanted(config)``."""
-    from verl_dvpo.compat.queue import reward_infos
+    """Adds ``metrics_of(rewards)`` to the metrics of a step where ``is_wanted(config)``.
+
+    Where ``relabel(config, keys, rewards)`` returns scores, these replace the rewards' own before.
+    """
+    from verl_dvpo.compat.queue import reward_infos, shift_rewards
 
     def _balance_batch(self: Any, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if is_wanted(self.config):
-            metrics.update(metrics_of(reward_infos(batch)))
+            infos = reward_infos(batch)
+            given = metrics_of(infos)  # first: it stops at rewards that failed
+            scores = relabel(self.config, batch.keys, infos)
+            if scores is not None:
+                shift_rewards(batch, [new - info.get("score", new) for new, info in zip(scores, infos, strict=True)])
+                given = metrics_of([{**info, "score": new} for new, info in zip(scores, infos, strict=True)])
+            metrics.update(given)
         return original(self, batch, metrics, *args, **kwargs)
 
     return _balance_batch

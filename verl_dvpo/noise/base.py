@@ -7,9 +7,18 @@ The description of a type says what is allowed; the errors of ``verl_dvpo.noise.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 PREFIX = "noise"
+
+
+def _compiles(pattern: str | None) -> str | None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"it must be a regular expression that compiles, and re says: {error}") from error
+    return pattern
+
 
 Number = Annotated[float, Field(description="a finite number")]
 Amount = Annotated[float, Field(ge=0.0, description="a finite number of at least 0")]
@@ -22,6 +31,7 @@ Scope = Annotated[
     Literal["sample", "response", "prompt"], Field(description="one of 'sample', 'response' and 'prompt'")
 ]
 NameOrNull = Annotated[str | None, Field(min_length=1, description="a name, a string that is not empty, or null")]
+Pattern = Annotated[str | None, AfterValidator(_compiles), Field(description="a regular expression, or null")]
 Switch = Annotated[bool, Field(description="true or false")]
 
 
@@ -41,53 +51,51 @@ class Where(Settings):
             run, and those of a smaller share are among those of a larger one.
     """
 
-    prompt_matches: Annotated[str | None, Field(description="a regular expression, or null")] = None
+    prompt_matches: Pattern = None
     data_source: Annotated[
         tuple[str, ...] | None, Field(strict=False, min_length=1, description="a list of names, or null")
     ] = None
     share: ShareOrNull = None
-
-    @field_validator("prompt_matches")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"it must be a regular expression that compiles, and re says: {error}") from error
-        return pattern
 
 
 class Correction(Settings):
     """Repairs noisy rewards before the algorithm sees them; ``verl_dvpo.noise.correction`` has the equations.
 
     Attributes:
-        kind: ``none``, ``backward``, ``forward`` or ``clip``.
+        kind: ``none``, ``backward``, ``forward``, ``clip`` or ``majority``.
         false_positive: share in [0, 1] of the wrong responses that pass; null takes the noise's own, where it is
             known. For ``backward``.
         false_negative: share in [0, 1] of the right responses that fail; null as above. For ``backward`` and
             ``forward``.
         low: lowest reward of ``clip``; null takes ``noise.low``.
         high: highest reward of ``clip``; null takes ``noise.high``.
+        answer_key: key in the reward function's dict with the response's extracted answer, for ``majority``; without
+            it the whole response is its answer.
+        answer_pattern: regular expression, searched in the response; its first group, or else the whole match, is the
+            answer in place of ``answer_key``, and a response without a match has none. For ``majority``.
     """
 
     kind: Annotated[
-        Literal["none", "backward", "forward", "clip"],
-        Field(description="one of 'none', 'backward', 'forward' and 'clip'"),
+        Literal["none", "backward", "forward", "clip", "majority"],
+        Field(description="one of 'none', 'backward', 'forward', 'clip' and 'majority'"),
     ] = "none"
     false_positive: ShareOrNull = None
     false_negative: ShareOrNull = None
     low: NumberOrNull = None
     high: NumberOrNull = None
+    answer_key: Name = "pred"
+    answer_pattern: Pattern = None
 
-    @field_validator("false_positive", "false_negative", "low", "high")
+    @field_validator("false_positive", "false_negative", "low", "high", "answer_pattern")
     @classmethod
-    def _used(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _used(cls, value: float | str | None, info: ValidationInfo) -> float | str | None:
         kind: Any = info.data.get("kind", "none")
         users = {
             "false_positive": ("backward",),
             "false_negative": ("backward", "forward"),
             "low": ("clip",),
             "high": ("clip",),
+            "answer_pattern": ("majority",),
         }[str(info.field_name)]
         if value is not None and kind not in users:
             raise ValueError(f"it must be null with {PREFIX}.correction.kind={kind}, which does not use it")

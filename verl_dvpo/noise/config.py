@@ -69,10 +69,29 @@ def check_config(config: DictConfig) -> None:
             f"algorithm.filter_groups.metric is {groups.metric!r}; it must be 'reward' or 'score' with {noise}, "
             "because others stay clean and the filter would see through the noise; use one of the two"
         )
+    _check_majority(config)
     if config.algorithm.adv_estimator == "gdpo":
         raise ValueError(
             f"algorithm.adv_estimator is 'gdpo'; it must be another with {noise}, because gdpo learns from the parts "
             "of a reward and noise corrupts only their sum; choose another estimator, or noise=none"
+        )
+
+
+def _check_majority(config: DictConfig) -> None:
+    """Raises ValueError where a majority is asked for and cannot vote."""
+    if config[PREFIX].get("correction", {}).get("kind") != "majority":
+        return
+    answers = config.actor_rollout_ref.rollout.n
+    if answers < 2:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.n is {answers!r}; it must be at least 2 with "
+            f"{PREFIX}.correction.kind=majority, because one answer is its own majority; set it to 3 or more"
+        )
+    groups = config.algorithm.get("filter_groups")
+    if groups is not None and groups.enable:
+        raise ValueError(
+            f"algorithm.filter_groups.enable is {groups.enable!r}; it must be false with "
+            f"{PREFIX}.correction.kind=majority, because verl filters before the vote; set it to false"
         )
 
 

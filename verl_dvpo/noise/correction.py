@@ -16,7 +16,7 @@ critic takes most of either away; what they change is the scale of rewards again
 sign where J < 0, and, where rates differ between samples (``noise.where``), which samples count how much.
 A sample on which the noise does not act has rates 0.
 
-Relabelling by the majority of a prompt's answers needs them together, and reward functions see one sample at a time.
+Relabelling by the majority of a prompt's answers needs them together: ``verl_dvpo.noise.majority``.
 """
 
 from verl_dvpo.noise.base import NoiseConfig
@@ -24,7 +24,7 @@ from verl_dvpo.noise.rates import Rates, rates, stays_binary
 
 
 def correct(config: NoiseConfig, score: float, *, acts: bool) -> float:
-    """Returns the corrected reward.
+    """Returns the corrected reward; the noisy one where a majority is still to vote.
 
     Args:
         config: the noise with its ``correction``.
@@ -32,7 +32,7 @@ def correct(config: NoiseConfig, score: float, *, acts: bool) -> float:
         acts: whether the noise acts on the sample.
     """
     chosen = config.correction
-    if chosen.kind == "none":
+    if chosen.kind in ("none", "majority"):
         return score
     if chosen.kind == "clip":
         low = config.low if chosen.low is None else chosen.low

@@ -6,8 +6,9 @@ verl logs what a reward function returns beside its score in validations only, s
 Metrics, means over the responses of a step: ``noise/clean_score/mean``, ``noise/score/mean``,
 ``noise/corrupted/mean`` (share in [0, 1]), ``noise/error/mean`` and ``noise/error/abs_mean`` (corrupted minus clean),
 ``noise/noisy_score/mean`` (before its correction, if there is one), ``noise/unscored/mean`` (share for which the reward
-manager answered itself, as ``rate_limited`` does after a timeout). ``_error_rates`` adds ``noise/fpr``, ``noise/fnr``
-and ``noise/youden_j``.
+manager answered itself, as ``rate_limited`` does after a timeout), ``noise/majority_right/mean`` (share of rewards that
+are the clean ones after a vote, with ``noise.correction.kind=majority``). ``_error_rates`` adds ``noise/fpr``,
+``noise/fnr`` and ``noise/youden_j``.
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import Any
 from verl_dvpo.noise.config import PREFIX, noise_config
 from verl_dvpo.noise.manager import REWARD_ERROR
 from verl_dvpo.noise.reward import (
+    ANSWER,
     CLEAN_PASS,
     CLEAN_SCORE,
     CORRUPTED,
@@ -60,6 +62,8 @@ def noise_metrics(infos: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     if NOISY_SCORE in scored[0]:
         series["noisy_score/mean"] = noisy
+    if ANSWER in scored[0]:
+        series["majority_right/mean"] = [float(info["score"] == info[CLEAN_SCORE]) for info in scored]
     metrics |= {f"noise/{name}": math.fsum(values) / len(values) for name, values in series.items()}
     return metrics | _error_rates(scored)
 

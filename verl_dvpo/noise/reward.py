@@ -9,6 +9,7 @@ the wrapped function unchanged, the same object.
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from numbers import Real
@@ -23,6 +24,8 @@ from verl_dvpo.noise.where import acts
 RewardFunction = Callable[..., Any]
 #: The clean score, beside ``score``, the one that the algorithm learns from.
 CLEAN_SCORE = "clean_score"
+#: The response's answer, for a vote; only with ``noise.correction.kind=majority``. None where it has none.
+ANSWER = "majority_answer"
 #: The corrupted score before its correction; only with a correction.
 NOISY_SCORE = "noisy_score"
 #: 1.0 where the corrupted score differs from the clean one, else 0.0.
@@ -117,7 +120,22 @@ def _close(config: NoiseConfig, name: str, sample: Sample, answer: Any) -> Any:
         CLEAN_PASS: float(clean == config.high) if clean in (config.low, config.high) else math.nan,
         NOISY_PASS: float(noisy > (config.low + config.high) / 2.0),
     }
-    return result if config.correction.kind == "none" else result | {NOISY_SCORE: noisy}
+    if config.correction.kind == "none":
+        return result
+    if config.correction.kind == "majority":
+        result[ANSWER] = _answer(config, sample, result)
+    return result | {NOISY_SCORE: noisy}
+
+
+def _answer(config: NoiseConfig, sample: Sample, result: dict[str, Any]) -> str | None:
+    """Returns a response's answer in the form in which answers are compared; None for none, and for an empty one."""
+    own = config.correction
+    if own.answer_pattern is None:
+        answer = result.get(own.answer_key, sample.response)
+    else:
+        match = re.search(own.answer_pattern, sample.response)
+        answer = match and match[min(1, match.re.groups)]
+    return None if answer is None or answer == "" else canonical(answer)
 
 
 def _number(name: str, sample: Sample, answer: Any) -> float:

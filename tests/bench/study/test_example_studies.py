@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from verl_dvpo.bench.study.config import load_study
-from verl_dvpo.bench.study.plan import compose, plan
+from verl_dvpo.bench.study.plan import Run, compose, plan
 
-STUDIES = sorted((Path(__file__).parents[3] / "examples" / "studies").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "examples" / "studies").glob("*.yaml"))
+STUDIES = [path for path in FILES if not path.stem.endswith(".hypotheses")]
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,19 @@ def _domains_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_DVPO_DOMAINS_DIR", str(tmp_path))
 
 
-RUNS = {"families": 9, "first": 42, "smoke": 8}
+#: reference: 15 seeds of 32 + 18 + 12 arms.
+RUNS = {"families": 9, "first": 42, "reference": 15 * 62, "smoke": 8}
+
+
+def some_of_each(runs: list[Run]) -> list[Run]:
+    """Runs that have every algorithm, noise and task of `runs` at least once."""
+    seen: set[tuple[int, str]] = set()
+    chosen = []
+    for run in runs:
+        if not seen.issuperset(enumerate(run.arm)):
+            seen.update(enumerate(run.arm))
+            chosen.append(run)
+    return chosen
 
 
 @pytest.mark.parametrize(("path", "runs"), [(path, RUNS[path.stem]) for path in STUDIES])
@@ -30,8 +43,7 @@ def test_every_run_of_a_shipped_study_composes(path, runs):
     study = load_study(path)
     planned = plan(study)
     assert len(planned) == runs
-    one_of_each = {(run.algorithm.name, run.noise.name, run.task.name): run for run in planned}
-    for run in one_of_each.values():
+    for run in some_of_each(planned):
         config = compose(run)
         assert config.noise.kind == run.noise.kind
         assert config.trainer.total_training_steps == study.steps
@@ -45,3 +57,14 @@ def test_the_first_study_is_the_one_that_was_announced():
     assert [(noise.kind, noise.rate) for noise in study.noises] == [("none", 0.0), ("flip", 0.3)]
     assert [task.name for task in study.tasks] == ["arithmetic"]
     assert len(study.seeds) == 3
+
+
+def test_the_reference_study_asks_first_what_the_issue_names():
+    study = load_study(next(path for path in STUDIES if path.stem == "reference"))
+    primary = {(each.treatment, each.control) for each in study.hypotheses.primary}
+    controls = ("ppo", "ppo_gaussian_weighted", "reinforce_plus_plus")
+    assert primary == {("dvpo_weighted", control) for control in controls}
+    assert {(each.noises, each.tasks) for each in study.hypotheses.primary} == {(("heavy_prompt",), ("one_answer",))}
+    heavy = compose(next(run for run in plan(study) if run.arm == ("dvpo_weighted", "heavy_prompt", "one_answer")))
+    assert (heavy.noise.kind, heavy.noise.where.prompt_matches) == ("heavy_tailed", "^[5-9]")
+    assert heavy.actor_rollout_ref.rollout.n == 1

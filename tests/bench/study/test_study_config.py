@@ -91,8 +91,8 @@ def test_json_gives_the_study_back(out):
         ({"minutes_per_run": 0}, "minutes_per_run is 0; allowed is greater than 0; correct it"),
         (
             {"stepz": 4},
-            "stepz is 4; there is no such field, allowed are algorithms, base, minutes_per_run, name, noises, out, "
-            "reference, seeds, steps, tasks, test_freq; rename or remove it",
+            "stepz is 4; there is no such field, allowed are algorithms, arms, base, hypotheses, minutes_per_run, "
+            "name, noises, out, reference, seeds, steps, tasks, test_freq, tuning; rename or remove it",
         ),
         ({"base": "platform=cpu"}, "base is 'platform=cpu'; allowed is a valid list; correct it"),
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the commands ``study run`` and ``study report``. Imports of weight are inside the functions."""
+"""Defines the commands of ``study``: run, status, report and collect. Imports of weight are inside the functions."""
 
 import sys
 from pathlib import Path
@@ -25,15 +25,23 @@ def run(
     The same command resumes an interrupted study and repeats failed runs. Start it several times to execute several
     runs at once: each process claims the next free run.
 
+    With hypotheses, seeds are added until the stopping rule ends; hypotheses or settings that have changed since the
+    first run are refused, and the difference is shown.
+
     Example: `verl-dvpo study run examples/studies/smoke.yaml`
     """
     from verl_dvpo.bench.study.config import load_study
+    from verl_dvpo.bench.study.frozen import StudyChangedError
     from verl_dvpo.bench.study.runner import run_study, unfinished
 
     chosen = load_study(study)
     if out is not None:
         chosen = chosen.changed(out=str(out))
-    failed = run_study(chosen)
+    try:
+        failed = run_study(chosen)
+    except StudyChangedError as error:
+        print(error.diff, end="", file=sys.stderr)
+        raise
     for each in failed:
         print(f"failed: {each.name}; see {each.record} and {each.log}", file=sys.stderr)
     if failed:
@@ -44,6 +52,32 @@ def run(
         print(f"no run is free; other processes execute {', '.join(each.name for each in left)}")
     else:
         print(f"all runs are finished; next: verl-dvpo study report {chosen.out}")
+
+
+@app.command("status")
+def status(folder: Annotated[Path, typer.Argument(help="Folder of the study.")]) -> None:
+    """Tell how many runs have ended, and where each contrast stands.
+
+    Example: `verl-dvpo study status runs/studies/reference`
+    """
+    from verl_dvpo.bench.study.status import status as text
+
+    print(text(folder))
+
+
+@app.command("collect")
+def collect(
+    folder: Annotated[Path, typer.Argument(help="Folder of the study.")],
+    out: Annotated[Path, typer.Option(help="Folder in a repository.")],
+) -> None:
+    """Write the report with its tables, figures and frozen hypotheses into a folder of a few MB, without runs.
+
+    Example: `verl-dvpo study collect runs/studies/reference --out docs/results/reference`
+    """
+    from verl_dvpo.bench.study.collect import collect as gather
+
+    for path in gather(folder, out):
+        print(path)
 
 
 @app.command("report")

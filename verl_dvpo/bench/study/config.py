@@ -17,21 +17,23 @@
     test_freq: 20                           # steps between validations; the last step is always validated
     reference: ppo                          # the algorithm that the report compares with; default: the first
     minutes_per_run: null                   # a run that takes longer fails; null: no limit
+    hypotheses: smoke.hypotheses.yaml       # beside this file; null: all seeds are run, nothing is pre-registered
+    arms:                                   # parts of the matrix that are run; an axis that is left out is whole
+      - {algorithms: [ppo], noises: [none]}
+    tuning:                                 # what was tried to set each algorithm, for the report
+      ppo: {settings: 6, how: actor.optim.lr in six steps, one seed of its own, clean rewards}
 
-Every run is one element of algorithms x noises x tasks x seeds.
+Every run is one element of algorithms x noises x tasks x seeds. By default all of them are run, or with hypotheses
+those that a contrast names.
 """
 
-import re
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictInt,
     StrictStr,
@@ -42,32 +44,13 @@ from pydantic import (
 )
 
 from verl_dvpo.bench.settings import explain
+from verl_dvpo.bench.study.fields import Label, Names, Settings, ShareOrNone, check_mapping, read_yaml
+from verl_dvpo.bench.study.hypotheses import Hypotheses, check_attainable, read_hypotheses
 
 CLEAN = "none"
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
-def _is_label(value: str) -> str:
-    if not _LABEL.fullmatch(value):
-        raise ValueError("letters, digits and _ . + - are allowed, a letter or digit first; rename it")
-    return value
-
-
-def _is_share(value: float | None) -> float | None:
-    if value is not None and not 0.0 <= value <= 1.0:
-        raise ValueError("a number in [0, 1] is allowed; correct it")
-    return value
-
-
-Label = Annotated[StrictStr, AfterValidator(_is_label)]
-Share = Annotated[float, Field(strict=True)]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Choice(_Settings):
+class _Choice(Settings):
     """Reads an entry of one axis, which in YAML is a name or a mapping of fields."""
 
     @classmethod
@@ -114,7 +97,7 @@ class Noise(_Choice):
     """
 
     kind: Label
-    rate: Annotated[Share | None, AfterValidator(_is_share)]
+    rate: ShareOrNone
     settings: dict[StrictStr, Any]
     name: Label
 
@@ -169,7 +152,32 @@ class Task(_Choice):
         return (f"+task={self.task}", *self.overrides)
 
 
-class Study(_Settings):
+class Arms(Settings):
+    """A part of the matrix: every algorithm with every noise on every task; an empty axis stands for the whole one."""
+
+    algorithms: Names = ()
+    noises: Names = ()
+    tasks: Names = ()
+
+
+class Tuning(Settings):
+    """What was done to set an algorithm before the study.
+
+    Attributes:
+        settings: number of settings that were tried, 1 or more; 1 is an algorithm as it ships.
+        how: what was varied, on which seeds and task, and what chose.
+    """
+
+    settings: StrictInt = Field(ge=1)
+    how: StrictStr = Field(min_length=1)
+
+
+def _read(value: Any) -> Any:
+    """Returns the content of the hypotheses file that a study names."""
+    return read_hypotheses(Path(value).expanduser().absolute()) if isinstance(value, (str, Path)) else value
+
+
+class Study(Settings):
     """A whole study; the documentation of this module shows its YAML."""
 
     name: Label
@@ -183,6 +191,9 @@ class Study(_Settings):
     test_freq: StrictInt = Field(ge=1)
     reference: StrictStr = Field(default="", validate_default=True)
     minutes_per_run: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
+    hypotheses: Annotated[Hypotheses | None, BeforeValidator(_read)] = None
+    arms: tuple[Arms, ...] = ()
+    tuning: dict[Label, Tuning] = Field(default_factory=dict)
 
     @field_validator("algorithms", "noises", "tasks", "seeds")
     @classmethod
@@ -217,13 +228,9 @@ def load_study(path: str | Path) -> Study:
         ValueError: the file is missing or no mapping, or a field is unknown, missing or out of range.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"study is {str(path)!r}; a YAML file is allowed, this one does not exist; correct the path")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"study is {str(path)!r}; a YAML file is allowed; correct its syntax: {reason}") from error
+    content = read_yaml(path, "study")
+    if isinstance(content, Mapping) and isinstance(content.get("hypotheses"), str):
+        content = {**content, "hypotheses": path.parent / Path(content["hypotheses"]).expanduser()}
     try:
         return parse_study(content)
     except ValueError as error:
@@ -232,12 +239,67 @@ def load_study(path: str | Path) -> Study:
 
 def parse_study(content: Any) -> Study:
     """Returns the study that the content of a YAML describes; raises ValueError as ``load_study`` does."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"study is {content!r}; a mapping of fields is allowed; write `name: ...` and so on")
     try:
-        return Study.model_validate(dict(content))
+        study = Study.model_validate(dict(check_mapping(content, "study")))
     except ValidationError as error:
         raise ValueError(explain(error, Study)) from error
+    _check_names(study)
+    if study.hypotheses is not None:
+        check_attainable(study.hypotheses)
+        _check_hypotheses(study, study.hypotheses)
+    return study
+
+
+def _check_names(study: Study) -> None:
+    """Raises ValueError where ``arms`` or ``tuning`` names what no axis has."""
+    axes = _axes(study)
+    for place, arms in enumerate(study.arms):
+        for axis, known in axes.items():
+            for name in getattr(arms, axis):
+                _check_known(f"arms[{place}].{axis}", name, known)
+    for name in study.tuning:
+        _check_known("tuning", name, axes["algorithms"])
+
+
+def _check_hypotheses(study: Study, hypotheses: Hypotheses) -> None:
+    """Raises ValueError where a contrast names what no axis or arm has, or seeds are too few."""
+    axes = _axes(study)
+    for place, contrast in enumerate(hypotheses.contrasts):
+        field = f"hypotheses.contrasts[{place}]"
+        for role in ("treatment", "control"):
+            _check_known(f"{field}.{role}", getattr(contrast, role), axes["algorithms"])
+        for axis in ("noises", "tasks"):
+            for name in getattr(contrast, axis):
+                _check_known(f"{field}.{axis}", name, axes[axis])
+        left_out = sorted(contrast.arms - arms_of(study))
+        if left_out:
+            raise ValueError(
+                f"arms is without {', '.join('/'.join(arm) for arm in left_out)}; every arm of a contrast is required, "
+                f"{contrast.name} needs them; add them, or remove arms"
+            )
+    most = hypotheses.stopping.max_seeds
+    if len(study.seeds) < most:
+        raise ValueError(
+            f"seeds is {list(study.seeds)}; at least {most} are required by hypotheses.stopping.max_seeds; add some"
+        )
+
+
+def _check_known(field: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{field} is {name!r}; allowed are {', '.join(known)}; choose one of them")
+
+
+def _axes(study: Study) -> dict[str, tuple[str, ...]]:
+    return {axis: tuple(each.name for each in getattr(study, axis)) for axis in ("algorithms", "noises", "tasks")}
+
+
+def arms_of(study: Study) -> frozenset[tuple[str, str, str]]:
+    """Returns the arms (algorithm, noise, task) that are run: ``arms``, else those of the contrasts, else all."""
+    if not study.arms and study.hypotheses is not None:
+        return study.hypotheses.arms
+    axes = _axes(study)
+    parts = [[getattr(arms, axis) or whole for axis, whole in axes.items()] for arms in study.arms or (Arms(),)]
+    return frozenset(arm for part in parts for arm in itertools.product(*part))
 
 
 def _same(given: Mapping[str, Any], first: str, second: str) -> dict[str, Any]:

@@ -21,13 +21,22 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from verl_dvpo.bench.study.forest import forest
+
 SCORE = "validation score (share in [0, 1])"
 BAND = "95 % t interval over seeds"
 
 
-def draw(results: Results, folder: Path) -> list[Path]:
-    """Draws one PNG file for each figure that the study's axes allow into ``folder``; returns their paths."""
+def draw(results: Results, folder: Path, contrasts: pd.DataFrame) -> list[Path]:
+    """Draws one PNG file for each figure that the study's axes allow into ``folder``; returns their paths.
+
+    Args:
+        results: of the study.
+        folder: of the files.
+        contrasts: the table of contrasts; empty without hypotheses.
+    """
     drawings: dict[str, Callable[[Results], object | None]] = {
+        "contrasts": lambda _: forest(contrasts),
         "curves": _curves,
         "noise_rate": _noise_rate,
         "domains": _domains,

@@ -2,14 +2,17 @@
 """Derives the runs of a study: their names, folders and configurations."""
 
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task
+from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task, arms_of
 
+#: Status of a run that has ended, in its record.
+FINISHED, FAILED = "finished", "failed"
 #: Fields that take the run's seed, verl's and ours; a field that a configuration lacks is skipped.
 SEEDS = (
     "data.seed",
@@ -44,6 +47,11 @@ class Run:
     seed: int
     steps: int
     test_freq: int
+
+    @property
+    def arm(self) -> tuple[str, str, str]:
+        """Returns the names of its algorithm, noise and task."""
+        return (self.algorithm.name, self.noise.name, self.task.name)
 
     @property
     def name(self) -> str:
@@ -84,10 +92,12 @@ class Run:
 
 
 def plan(study: Study) -> list[Run]:
-    """Returns all runs of a study, ordered by seed, task, noise, algorithm.
+    """Returns all runs of a study's arms, ordered by seed, task, noise, algorithm.
 
-    An interrupted study thus has all algorithms of its first seeds, and can compare them.
+    An interrupted study thus has all arms of its first seeds, and can compare them. With hypotheses these are the runs
+    that may be needed; ``verl_dvpo.bench.study.stopping`` tells which are.
     """
+    arms = arms_of(study)
     axes = itertools.product(study.seeds, study.tasks, study.noises, study.algorithms)
     return [
         Run(
@@ -102,7 +112,13 @@ def plan(study: Study) -> list[Run]:
             test_freq=study.test_freq,
         )
         for seed, task, noise, algorithm in axes
+        if (algorithm.name, noise.name, task.name) in arms
     ]
+
+
+def read_record(run: Run) -> dict[str, Any] | None:
+    """Returns how a run ended; None if it has not."""
+    return json.loads(run.record.read_text()) if run.record.is_file() else None
 
 
 def compose(run: Run) -> DictConfig:

@@ -13,8 +13,9 @@ import pandas as pd
 
 from verl_dvpo.bench.common import markdown_table, write_csv, write_text
 from verl_dvpo.bench.study import figures
-from verl_dvpo.bench.study.results import Results, load_results
+from verl_dvpo.bench.study.results import CLEAN_REWARD, EXPLAINED, FNR, FPR, REWARD, YOUDEN_J, Results, load_results
 from verl_dvpo.bench.study.runner import last_line
+from verl_dvpo.bench.study.sections import contrast_lines, contrasts, noise_lines, noise_rates, tuning_lines
 from verl_dvpo.bench.study.summary import ALL, by_source, curves, summarise, training
 
 
@@ -39,23 +40,40 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, reference
     write_csv(out / "curves.csv", curves(results))
     write_csv(out / "training.csv", training(results))
     write_csv(out / "runs.csv", runs_table(results))
-    drawn = figures.draw(results, out)
-    write_text(out / "report.md", _markdown(results, summary, drawn))
+    write_csv(out / "validations.csv", results.table.drop(columns=["kind", "rate"]))
+    rates = noise_rates(results)
+    write_csv(out / "noise.csv", rates)
+    compared = contrasts(results)
+    if len(compared):
+        write_csv(out / "contrasts.csv", compared)
+    drawn = figures.draw(results, out, compared)
+    before = [*contrast_lines(results, compared), *noise_lines(rates), *tuning_lines(results)]
+    write_text(out / "report.md", _markdown(results, summary, drawn, before))
     return out
 
 
 def runs_table(results: Results) -> pd.DataFrame:
-    """Returns one row for each run that has ended: its score, wall time and versions."""
+    """Returns one row for each run that has ended: its score, times, means over training, and versions.
+
+    Means are over the second half of training, as in ``summary.training``; those of noise over all of it.
+    """
+    steps = results.training
+    keys = ["algorithm", "noise", "task", "seed"]
+    late = steps[steps["step"] > results.study.steps / 2].groupby(keys)[[REWARD, CLEAN_REWARD, EXPLAINED]].mean()
+    means = late.join(steps.groupby(keys)[[FPR, FNR, YOUDEN_J]].mean(), how="outer")
+    means.columns = [name.replace(" ", "_") for name in means.columns]
     rows = []
     for record in results.finished + results.failed:
         versions = {f"version_{name}": version for name, version in record["versions"].items()}
-        fixed = ("name", "status", "algorithm", "noise", "task", "seed", "score", "wall_seconds", "started", "error")
-        rows.append({name: record[name] for name in fixed} | versions)
-    return pd.DataFrame(rows)
+        fixed = {name: record[name] for name in ("name", "status", *keys, "score", "wall_seconds", "started")}
+        fixed |= {"cpu_seconds": record.get("cpu_seconds")}  # of runs that recorded them
+        fixed |= {"error": last_line(record["error"]) if record["error"] else None}
+        rows.append(fixed | versions)
+    return pd.DataFrame(rows).merge(means.reset_index(), on=keys, how="left")
 
 
-def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str:
-    lines = [*_head(results), *_score_sections(results, summary)]
+def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path], before: list[str]) -> str:
+    lines = [*_head(results), *before, *_score_sections(results, summary)]
     lines += ["## Final score by data source (mean over seeds)", "", *_frame(by_source(results))]
     lines += [
         "## The second half of training",
@@ -80,11 +98,12 @@ def _markdown(results: Results, summary: pd.DataFrame, drawn: list[Path]) -> str
 def _head(results: Results) -> list[str]:
     study = results.study
     total = len(results.finished) + len(results.failed) + len(results.missing)
+    most = "" if study.hypotheses is None else "at most "
     lines = [
         f"# Study {study.name}",
         "",
         f"{len(study.algorithms)} algorithms, {len(study.noises)} noises, {len(study.tasks)} tasks, "
-        f"{len(study.seeds)} seeds, {study.steps} steps each: {len(results.finished)} of {total} runs finished, "
+        f"{most}{len(study.seeds)} seeds, {study.steps} steps each: {len(results.finished)} of {total} runs finished, "
         f"{len(results.failed)} failed, {len(results.missing)} to come.",
         "",
         "Scores are those of the last step's validation, which is never corrupted. The difference is that of runs with "

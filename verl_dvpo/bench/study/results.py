@@ -3,25 +3,29 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from verl_dvpo.bench.study.config import Study, parse_study
-from verl_dvpo.bench.study.plan import Run, plan
-from verl_dvpo.bench.study.runner import FINISHED, read_record
+from verl_dvpo.bench.study.plan import FINISHED, Run, plan
+from verl_dvpo.bench.study.stopping import Standing, needed, records_of, standings
 from verl_dvpo.records import read_metrics, scores
 
 RUN_COLUMNS = ["algorithm", "noise", "kind", "rate", "task", "seed"]
 COLUMNS = [*RUN_COLUMNS, "step", "source", "in_domain", "score"]
 REWARD, CLEAN_REWARD, EXPLAINED = "reward", "clean reward", "explained variance"
+FPR, FNR, YOUDEN_J = "FPR", "FNR", "J"
 #: Metric of a training step -> its name in the report.
 TRAINING = {
     "critic/score/mean": REWARD,
     "noise/clean_score/mean": CLEAN_REWARD,
     "critic/vf_explained_var": EXPLAINED,
+    "noise/fpr": FPR,
+    "noise/fnr": FNR,
+    "noise/youden_j": YOUDEN_J,
 }
 
 
@@ -36,7 +40,8 @@ class Results:
             NaN where a run has no such metric.
         finished: records of the finished runs.
         failed: records of the failed ones.
-        missing: names of the runs that have not ended.
+        missing: names of the runs that are needed and have not ended.
+        standings: where each contrast of the hypotheses stands; none without hypotheses.
     """
 
     study: Study
@@ -45,6 +50,7 @@ class Results:
     finished: list[dict[str, Any]]
     failed: list[dict[str, Any]]
     missing: list[str]
+    standings: list[Standing] = field(default_factory=list)
 
     def final(self) -> pd.DataFrame:
         """Returns the rows of each run's last step."""
@@ -58,21 +64,20 @@ def load_results(folder: str | Path) -> Results:
         ValueError: there is no study, or none of its runs is finished.
     """
     folder = Path(folder).absolute()
-    if not (folder / "study.json").is_file():
-        raise ValueError(f"folder is {str(folder)!r}; the folder of a study has a study.json; choose another folder")
-    content = json.loads((folder / "study.json").read_text())
-    study = parse_study({**content, "out": str(folder)})
+    study = study_in(folder)
     rows: list[tuple[Any, ...]] = []
     steps: list[tuple[Any, ...]] = []
-    finished, failed, missing = [], [], []
+    finished, failed = [], []
+    records_by_run = records_of(study)
+    missing = [run.name for run in needed(study, records_by_run)]
     for run in plan(study):
-        record = read_record(run)
+        record = records_by_run[run.name]
         if record is None:
-            missing.append(run.name)
-        elif record["status"] != FINISHED:
-            failed.append(record)
+            continue
+        if record["status"] != FINISHED:
+            failed.append(dict(record))
         else:
-            finished.append(record)
+            finished.append(dict(record))
             records = read_metrics(run.metrics)
             rows += _rows(run, records)
             steps += _steps(run, records)
@@ -82,7 +87,20 @@ def load_results(folder: str | Path) -> Results:
             f"{len(missing)} are to come; run it first"
         )
     training = pd.DataFrame(steps, columns=[*RUN_COLUMNS, "step", *TRAINING.values()])
-    return Results(study, pd.DataFrame(rows, columns=COLUMNS), training, finished, failed, missing)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return Results(study, table, training, finished, failed, missing, standings(study, records_by_run))
+
+
+def study_in(folder: str | Path) -> Study:
+    """Returns the study in ``folder``, which may have been moved since it ran.
+
+    Raises:
+        ValueError: there is no study.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / "study.json").is_file():
+        raise ValueError(f"folder is {str(folder)!r}; the folder of a study has a study.json; choose another folder")
+    return parse_study({**json.loads((folder / "study.json").read_text()), "out": str(folder)})
 
 
 def _axes(run: Run) -> tuple[Any, ...]:

@@ -12,11 +12,11 @@ it starts again. A failed run is recorded, the study continues, and a later call
 resumed, produces the same report.
 
 Several processes on one machine may share a study. Each process claims the next free run; no run executes twice. A
-claim is a file lock in ``<out>/.locks``, which ends with its process.
+claim is a file lock in ``<out>/.locks``, which ends with its process. With hypotheses a process goes on until the
+stopping rule needs no further run; where all that it needs now are claimed by others, it waits for them.
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -32,15 +32,18 @@ from omegaconf import DictConfig
 from verl_dvpo.bench.common import Progress, write_json
 from verl_dvpo.bench.study.config import Study
 from verl_dvpo.bench.study.cost import ProcessorTime
+from verl_dvpo.bench.study.frozen import check_frozen, freeze
 from verl_dvpo.bench.study.guards import at_most, claim, redirected, sigterm_exits
-from verl_dvpo.bench.study.plan import Run, compose, plan, resolved
+from verl_dvpo.bench.study.plan import FAILED, FINISHED, Run, compose, plan, read_record, resolved
+from verl_dvpo.bench.study.stopping import Records, needed, records_of
 from verl_dvpo.bench.study.versions import versions
 from verl_dvpo.records import read_metrics, scores
 
 #: Trains and leaves JSON lines at the path.
 Train = Callable[[DictConfig, Path], object]
-FINISHED, FAILED = "finished", "failed"
 LONGEST_ERROR = 4000
+#: Seconds between looks at runs that other processes execute, where nothing else is left to do.
+WAIT = 1.0
 
 
 class RunFailedError(RuntimeError):
@@ -50,17 +53,22 @@ class RunFailedError(RuntimeError):
 def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | None = None) -> list[Run]:
     """Executes the runs that are not finished and that no other process has claimed; returns those that failed here.
 
+    With hypotheses these are the runs that the stopping rule needs, until it needs no more.
+
     Args:
         study: what to run.
         train: executes one run; verl's ``main_ppo`` on one Ray by default.
         stream: receives the progress; a copy of standard error by default, because a run's own output goes to its log.
 
     Raises:
-        ValueError: a configuration is wrong, or a finished run was made with other settings; nothing was started.
+        ValueError: a configuration is wrong, a finished run was made with other settings, or hypotheses or settings
+            are others than at the first run; nothing was started.
     """
+    check_frozen(study)
     state = _State(study)
-    configs = [compose(run) for run in state.pending]
+    configs = {run.name: compose(run) for run in state.first_of_arms()}
     state.out.mkdir(parents=True, exist_ok=True)
+    freeze(study)
     failed = []
     with contextlib.ExitStack() as stack:
         write_json(state.out / "study.json", study.to_json())
@@ -73,13 +81,16 @@ def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | Non
             Progress(len(state.runs) * study.steps, unit="step", done=state.steps_done(), stream=stream)
         )
         done = len(state.runs) - len(state.pending)
-        progress.note(f"{study.name}: {len(state.runs)} runs, {done} of them finished before; in {state.out}")
-        for run, config in zip(state.pending, configs, strict=True):
+        most = "at most " if study.hypotheses is not None else ""
+        progress.note(f"{study.name}: {most}{len(state.runs)} runs, {done} of them finished before; in {state.out}")
+        for run in state.due():
             with claim(run) as is_ours:
                 if not is_ours or state.has_ended(run):
                     continue
+                config = configs.pop(run.name) if run.name in configs else compose(run)
                 with _following(run, progress, state.steps_done):
                     record = _one(run, config, train, study.minutes_per_run)
+                state.executed.add(run.name)
             if record["status"] == FAILED:
                 failed.append(run)
                 event = f"FAILED {run.name}: {last_line(record['error'])}; see {run.log}"
@@ -93,14 +104,37 @@ class _State:
     """Keeps the runs of a study and their records at the start, and sees which have ended since."""
 
     def __init__(self, study: Study) -> None:
-        self.out, self.steps = study.out.absolute(), study.steps
+        self.study, self.out, self.steps = study, study.out.absolute(), study.steps
         self.runs = plan(study)
         self.before = {run.name: read_record(run) for run in self.runs}
         self.pending = [run for run in self.runs if not _is_finished(run, self.before[run.name])]
+        self.executed: set[str] = set()
+
+    def first_of_arms(self) -> list[Run]:
+        """Returns the first pending run of each arm: what is wrong with one is wrong with all its seeds."""
+        return list({run.arm: run for run in reversed(self.pending)}.values())[::-1]
+
+    def due(self) -> Iterator[Run]:
+        """Yields the runs to try to claim; with hypotheses, asks the rule again after each run that has ended."""
+        if self.study.hypotheses is None:
+            yield from self.pending
+            return
+        while runs := needed(self.study, self._records()):
+            for run in runs:
+                yield run
+                if self.has_ended(run):
+                    break
+            else:
+                time.sleep(WAIT)
+
+    def _records(self) -> Records:
+        """Returns how runs ended; one that failed before this call has not, because it is repeated."""
+        waiting = {run.name for run in self.pending if not self.has_ended(run)}
+        return {name: None if name in waiting else record for name, record in records_of(self.study).items()}
 
     def has_ended(self, run: Run) -> bool:
         """Tells whether any process has ended this run since; one that is being repeated has no record."""
-        return read_record(run) not in (None, self.before[run.name])
+        return run.name in self.executed or read_record(run) not in (None, self.before[run.name])
 
     def steps_done(self) -> int:
         """Counts the steps of all runs that have ended, in any process."""
@@ -108,13 +142,8 @@ class _State:
 
 
 def unfinished(study: Study) -> list[Run]:
-    """Returns the runs that have not ended: no process has claimed them, or another one executes them."""
-    return [run for run in plan(study) if read_record(run) is None]
-
-
-def read_record(run: Run) -> dict[str, Any] | None:
-    """Returns how a run ended; None if it has not."""
-    return json.loads(run.record.read_text()) if run.record.is_file() else None
+    """Returns the runs that are needed and have not ended: no process has claimed them, or another executes them."""
+    return needed(study, records_of(study))
 
 
 def last_line(error: str) -> str:

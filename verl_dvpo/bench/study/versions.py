@@ -23,14 +23,15 @@ def versions() -> dict[str, str | int | None]:
 
 def _commit() -> str | None:
     here = Path(__file__).parent
-    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # an installed copy, perhaps inside another repository
-    commit = _git(here, "rev-parse", "HEAD")
-    changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    commit = git(here, "rev-parse", "HEAD")
+    changed = git(here, "status", "--porcelain", "--untracked-files=no")
     return commit if not changed else f"{commit}+changes"
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """Returns what git prints in a folder, stripped; None if it fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
