@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +35,22 @@ _OF_RANK = re.compile(r"_rank_(\d+)\.pt$")
 FORCE_DATA = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
+class Settings(Protocol):
+    """What a manifest needs of a family's settings; ``FamilyConfig`` has it."""
+
+    @property
+    def family(self) -> str:
+        """Returns the family's name."""
+
+    def plain(self) -> dict[str, Any]:
+        """Returns every setting."""
+
+    def layout(self) -> dict[str, Any]:
+        """Returns the settings that fix what the outputs mean."""
+
+
 def describe_critic(
-    kind: str, settings: FamilyConfig, num_outputs: int, hidden_size: int, facts: Mapping[str, Any]
+    kind: str, settings: Settings, num_outputs: int, hidden_size: int, facts: Mapping[str, Any]
 ) -> Manifest:
     """Returns the manifest of a critic, still without files.
 
@@ -58,7 +72,7 @@ def describe_critic(
     )
 
 
-def layout(settings: FamilyConfig, num_outputs: int) -> dict[str, Any]:
+def layout(settings: Settings, num_outputs: int) -> dict[str, Any]:
     """Returns what must agree for a saved head to be loaded, see ``FamilyConfig.layout``."""
     return {**settings.layout(), "num_outputs": num_outputs}
 

@@ -91,8 +91,8 @@ def attach_family(critic: Any) -> None:
     """Checks the two sections of ``critic.*`` that are ours, and hands the settings of the family to the model's.
 
     Raises:
-        ValueError: ``critic.value`` names no family, ``critic.model`` is verl's own section, or its checkpoints would not
-            be whole.
+        ValueError: ``critic.value`` names no family, ``critic.model`` is verl's own section, or its checkpoints would
+            not be whole.
     """
     if not isinstance(critic.value, FamilyConfig):
         raise ValueError(

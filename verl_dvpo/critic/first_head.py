@@ -10,7 +10,7 @@ import torch
 from verl_dvpo.critic.checkpoints import refuse_differences
 from verl_dvpo.critic.head import ScalarHead, TwoLayerHead, ValueHead
 from verl_dvpo.families.base import FamilyConfig, ValueFamily
-from verl_dvpo.saved.head_file import CONFIG_KEY, copy_head, read_head
+from verl_dvpo.saved.head_file import ADAPTER, CONFIG_KEY, copy_head, read_head
 from verl_dvpo.saved.manifest import Manifest, check_files, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,16 @@ def check_export(path: str, settings: FamilyConfig, num_outputs: int) -> Manifes
     refuse_differences(folder, manifest, settings, num_outputs)
     check_files(folder, manifest, contents=False)
     return manifest
+
+
+def refuse_lost_adapter(path: str, adapter_path: str | None) -> None:
+    """Raises ValueError where an exported critic keeps an adapter apart, and the run would start without it."""
+    kept = Path(path).expanduser() / ADAPTER
+    if adapter_path is None and (kept / "adapter_config.json").is_file():
+        raise ValueError(
+            f"critic.model.lora_adapter_path is None; {path} keeps its adapter apart; set it to {kept}, with "
+            "critic.model.lora_rank and lora_alpha as there, or export with --adapter merge"
+        )
 
 
 @torch.no_grad()

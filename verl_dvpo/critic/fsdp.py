@@ -25,7 +25,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_dvpo.critic.checkpoints import data_only
 from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
-from verl_dvpo.critic.first_head import fill_head
+from verl_dvpo.critic.first_head import fill_head, refuse_lost_adapter
 from verl_dvpo.critic.head import head_name, load_backbone
 from verl_dvpo.families.registry import build_family
 
@@ -41,6 +41,7 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
     """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs."""
 
     def _build_module(self) -> Any:
+        refuse_lost_adapter(self.model_config.local_path, self.model_config.lora_adapter_path)
         config = self.engine_config.model_dtype
         dtype = PrecisionType.to_dtype(config) if config is not None else torch.float32
         init_context = get_init_weight_context_manager(

@@ -16,6 +16,9 @@ PREFIX = "score."
 #: In ``config.json`` of an exported critic: the family, its settings, and the number of its outputs.
 CONFIG_KEY = "verl_dvpo"
 
+#: In the folder of an exported critic: LoRA's adapter, where it was kept apart.
+ADAPTER = "adapter"
+
 
 def save_head(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Writes the head's tensors, as ``head.state_dict()`` names them, in fp32."""
