@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from critic import harness
 from transformers import Qwen3Config, Qwen3ForSequenceClassification, Qwen3ForTokenClassification
 from verl.workers.utils.padding import response_from_nested
 
-from critic import harness
 from verl_dvpo import ValueModel
 from verl_dvpo.critic.config import DistributionalFSDPCriticConfig
 from verl_dvpo.export.run import export
@@ -262,7 +262,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_named(model, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(worker_values(worker), after, strict=True))
     file.write_bytes(whole)
     (folder / "manifest.json").rename(folder / "away")
-    with pytest.raises(ValueError, match="has no manifest.json; it was not written to the end"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json; it was not written to the end"):
         worker.load_checkpoint(str(folder))
     (folder / "away").rename(folder / "manifest.json")
     worker.load_checkpoint(str(folder))
@@ -282,7 +282,7 @@ def test_a_save_that_breaks_leaves_no_manifest(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         worker.save_checkpoint(str(folder), global_step=1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has no manifest.json"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json"):
         worker.load_checkpoint(str(folder))
 
 

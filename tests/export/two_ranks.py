@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import torch
-from verl.workers.utils.padding import response_from_nested
-
 from critic import harness
+from verl.workers.utils.padding import response_from_nested
 
 
 def main(model: str, port: str, rank: str, run: str) -> None:

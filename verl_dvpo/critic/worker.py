@@ -41,16 +41,12 @@ from verl_dvpo.critic.store import (
 from verl_dvpo.distributional.advantage_config import AdvantageConfig
 from verl_dvpo.families.base import FamilyConfig
 from verl_dvpo.families.registry import build_family
+from verl_dvpo.saved.facts import base_name
 
 logger = logging.getLogger(__name__)
 
 #: Set on the batch by ``train_mini_batch``: the row of each sequence in this rank's batch.
 ROW = "dvpo_row"
-
-
-def base_name(path: str) -> str:
-    """Returns what a manifest may say of a model's path: a hub's name as it is, of a folder its last part."""
-    return Path(path).name if Path(path).expanduser().exists() or Path(path).is_absolute() else path
 
 
 class DistributionalCriticWorker(TrainingWorker):

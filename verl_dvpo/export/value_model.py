@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from verl_dvpo.critic.first_head import fill_head
+from verl_dvpo.critic.first_head import fill_head, refuse_lost_adapter
 from verl_dvpo.critic.head import build_head, head_name, load_backbone
 from verl_dvpo.distributional.metrics import population_std
 from verl_dvpo.export.adapters import merge_adapter, read_adapter
@@ -110,6 +110,7 @@ class ValueModel(nn.Module):
             dtype: of the backbone; the head computes in fp32.
             trust_remote_code: runs code that comes with the model.
         """
+        refuse_lost_adapter(str(path), None)
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         module, scalar = load_backbone(str(path), config, dtype=dtype, trust_remote_code=trust_remote_code)
         head = _head(module, settings)

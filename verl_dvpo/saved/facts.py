@@ -48,6 +48,11 @@ def _seeds(section: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
         yield from _seeds(value, f"{field}.")
 
 
+def base_name(path: str) -> str:
+    """Returns what a manifest may say of a model's path: a hub's name as it is, of a folder its last part."""
+    return Path(path).name if Path(path).expanduser().exists() or Path(path).is_absolute() else path
+
+
 def config_sha256(config: Any) -> str:
     """Computes the SHA-256 of a configuration of plain values, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)

@@ -76,6 +76,12 @@ def _digest(file: Any) -> str:
     return found.hexdigest()
 
 
+def refuse_taken(out: Path) -> None:
+    """Raises ValueError where there is something at ``out`` already."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"out is '{out}'; a folder that does not exist or is empty is allowed; give another name")
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """Yields a folder to fill; it becomes ``out`` at the end, and nothing is left after an error.
@@ -83,8 +89,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Raises:
         ValueError: there is something at ``out`` already.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"out is '{out}'; a folder that does not exist or is empty is allowed; give another name")
+    refuse_taken(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)

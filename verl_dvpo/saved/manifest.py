@@ -66,7 +66,7 @@ def file_names(folder: Path) -> list[str]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes ``manifest.json``, atomically; call it when all other files are there."""
     content = {"format": FORMAT, **asdict(manifest)}
-    write_text(folder / FILE, json.dumps({**content, "sha256": _seal(content)}, indent=2) + "\n")
+    write_text(folder / FILE, _text({**content, "sha256": _seal(content)}))
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest:
@@ -90,8 +90,8 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             f"{file} has the format {content.get('format')!r}; this version of verl-dvpo reads {FORMAT}; use the "
             f"version that wrote it, {_version(content)}"
         )
-    seal = content.pop("sha256", None)
-    if seal != _seal(content):
+    as_written = file.read_text(encoding="utf-8") == _text(content)
+    if content.pop("sha256", None) != _seal(content) or not as_written:
         raise ValueError(f"{file} was changed after it was written; take a whole copy of the folder")
     del content["format"]
     missing = {f.name for f in fields(Manifest)} ^ content.keys()
@@ -145,6 +145,10 @@ def differences(manifest: Manifest, family: str, layout: Mapping[str, Any]) -> l
     names = sorted(manifest.layout.keys() | layout.keys())
     pairs = ((name, manifest.layout.get(name), layout.get(name)) for name in names)
     return [f"{name} is {saved!r} there and {wanted!r} here" for name, saved, wanted in pairs if saved != wanted]
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _seal(content: Mapping[str, Any]) -> str:
