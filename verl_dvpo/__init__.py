@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from verl_dvpo.distributional.metrics import coverage, crps, pit
     from verl_dvpo.distributional.quantile_huber import quantile_huber_loss
     from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
+    from verl_dvpo.export.value_model import TokenValues, ValueModel
     from verl_dvpo.families.base import FamilyConfig, FamilyLoss, ValueFamily
     from verl_dvpo.families.registry import register_family
 
@@ -24,7 +25,9 @@ __all__ = [
     "DVPOLossConfig",
     "FamilyConfig",
     "FamilyLoss",
+    "TokenValues",
     "ValueFamily",
+    "ValueModel",
     "__version__",
     "coverage",
     "crps",
@@ -42,7 +45,9 @@ _HOMES = {
     "DVPOLossConfig": "verl_dvpo.distributional.config",
     "FamilyConfig": "verl_dvpo.families.base",
     "FamilyLoss": "verl_dvpo.families.base",
+    "TokenValues": "verl_dvpo.export.value_model",
     "ValueFamily": "verl_dvpo.families.base",
+    "ValueModel": "verl_dvpo.export.value_model",
     "coverage": "verl_dvpo.distributional.metrics",
     "crps": "verl_dvpo.distributional.metrics",
     "distributional_gae": "verl_dvpo.distributional.returns",

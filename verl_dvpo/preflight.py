@@ -101,19 +101,39 @@ def _check_critic(config: DictConfig) -> None:
             f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} allows the critics of verl_dvpo; "
             "choose one with algorithm=dvpo or algorithm=ppo"
         )
-    from verl_dvpo.critic.head import backbone_kind
-
-    _check_family(config)
-    _check_model(config.critic.model.path, "critic.model.path", backbone_kind)
-
-
-def _check_family(config: DictConfig) -> None:
-    """Builds the family and tries it on a few numbers."""
+    from verl_dvpo.critic.checkpoints import check_checkpoint
     from verl_dvpo.critic.config import checked_family, family_config
+    from verl_dvpo.critic.first_head import check_export
+    from verl_dvpo.critic.head import backbone_kind
+    from verl_dvpo.saved.head_file import CONFIG_KEY
 
-    settings = OmegaConf.to_container(config.critic.value, resolve=True)
-    assert isinstance(settings, dict)
-    checked_family(family_config(**{str(name): value for name, value in settings.items() if name != "_target_"}))
+    given = OmegaConf.to_container(config.critic.value, resolve=True)
+    assert isinstance(given, dict)
+    settings = family_config(**{str(name): value for name, value in given.items() if name != "_target_"})
+    num_outputs = checked_family(settings).num_outputs
+    path = config.critic.model.path
+
+    def judge(model: Any) -> None:
+        backbone_kind(model)
+        if getattr(model, CONFIG_KEY, None) and settings.head_from == "model":
+            check_export(path, settings, num_outputs)
+
+    _check_model(path, "critic.model.path", judge)
+    if (folder := _resumes_from(config)) is not None:
+        check_checkpoint(folder / "critic", settings, num_outputs)
+
+
+def _resumes_from(config: DictConfig) -> Path | None:
+    """Finds the folder ``global_step_N`` on this disk that verl will resume from; None where it starts anew."""
+    trainer = config.trainer
+    if trainer.resume_mode == "resume_path" and isinstance(trainer.resume_from_path, str):
+        folder = Path(trainer.resume_from_path)
+        return folder if folder.is_dir() else None
+    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if trainer.resume_mode != "auto" or not tracker.is_file():
+        return None
+    folder = tracker.with_name(f"global_step_{tracker.read_text().strip()}")
+    return folder if folder.is_dir() else None
 
 
 def _check_mini_batches(config: DictConfig, with_critic: bool) -> None:

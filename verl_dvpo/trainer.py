@@ -12,7 +12,7 @@ import numpy as np
 import ray
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.protocol import DataProto
@@ -30,6 +30,7 @@ from verl.workers.utils.padding import response_to_nested
 from verl_dvpo.compat.start import check_version
 from verl_dvpo.critic.readings import OPTIONS
 from verl_dvpo.estimator import advantage_config
+from verl_dvpo.saved.facts import run_facts
 
 #: The estimators that get the critic's values from the trainer.
 ESTIMATORS = ("dvpo",)
@@ -209,6 +210,14 @@ class DistributionalCriticMixin(PPOTrainer):
                 f"step {self.global_steps}: the reward function returned a value that is not finite for {len(uids)} "
                 f"of {len(batch.keys)} samples; uids: {', '.join(uids[:8])}. Nothing was updated or saved."
             )
+
+    def _save_checkpoint(self) -> None:
+        """Saves as verl does; the critic's manifest learns of the run's seeds and configuration first."""
+        if self.use_critic:
+            config = OmegaConf.to_container(self.config, resolve=True)
+            assert isinstance(config, dict)
+            self.critic_wg.note_run(run_facts({str(name): section for name, section in config.items()}))
+        super()._save_checkpoint()
 
     def _update_critic(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Updates the critic as verl does, with gamma, lam and the step, from which it builds its targets."""

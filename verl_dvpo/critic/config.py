@@ -18,6 +18,11 @@ from verl_dvpo.families.registry import build_family, family_names, family_setti
 
 PREFIX = "critic.value"
 
+REFUSED_CHECKPOINTS = {
+    "save_lora_only": "it drops the critic's head, which is trained whole beside the adapters",
+    "async_save": "a critic's checkpoint ends with a manifest of files that are all written",
+}
+
 
 def family_config(family: str, **settings: Any) -> FamilyConfig:
     """Returns the settings of a family; the ``_target_`` of ``critic.value``.
@@ -86,7 +91,8 @@ def attach_family(critic: Any) -> None:
     """Checks the two sections of ``critic.*`` that are ours, and hands the settings of the family to the model's.
 
     Raises:
-        ValueError: ``critic.value`` names no family, or ``critic.model`` is verl's own section.
+        ValueError: ``critic.value`` names no family, ``critic.model`` is verl's own section, or its checkpoints would
+            not be whole.
     """
     if not isinstance(critic.value, FamilyConfig):
         raise ValueError(
@@ -98,6 +104,9 @@ def attach_family(critic: Any) -> None:
             f"critic.model._target_ makes a {type(critic.model).__name__}; it must be "
             "verl_dvpo.critic.config.ValueModelConfig; choose an algorithm, which sets it"
         )
+    for name, reason in REFUSED_CHECKPOINTS.items():
+        if getattr(critic.checkpoint, name, False):
+            raise ValueError(f"critic.checkpoint.{name} is True; False is allowed, because {reason}; take it out")
     critic.model.value = critic.value
 
 

@@ -23,8 +23,11 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from verl_dvpo.critic.checkpoints import data_only
 from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
+from verl_dvpo.critic.first_head import fill_head, refuse_lost_adapter
 from verl_dvpo.critic.head import head_name, load_backbone
+from verl_dvpo.families.registry import build_family
 
 
 def _no_generation(*args: Any, **kwargs: Any) -> None:
@@ -38,6 +41,7 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
     """verl's FSDP engine around a backbone with a head of ``family.num_outputs`` outputs."""
 
     def _build_module(self) -> Any:
+        refuse_lost_adapter(self.model_config.local_path, self.model_config.lora_adapter_path)
         config = self.engine_config.model_dtype
         dtype = PrecisionType.to_dtype(config) if config is not None else torch.float32
         init_context = get_init_weight_context_manager(
@@ -45,7 +49,8 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
         )
         with init_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "newly initialized: score.weight": we initialise it ourselves
-            module: Any = load_backbone(
+            module: Any
+            module, scalar = load_backbone(
                 self.model_config.local_path,
                 self.model_config.hf_config,
                 dtype=dtype,
@@ -61,7 +66,16 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
             if self.model_config.enable_gradient_checkpointing:
                 module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             hidden_size = module.config.get_text_config().hidden_size
-            setattr(module, head_name(module), self._new_head(hidden_size))
+            head = self._new_head(hidden_size)
+            fill_head(
+                head,
+                build_family(self.model_config.value),
+                self.model_config.value,
+                path=self.model_config.local_path,
+                config=self.model_config.hf_config,
+                scalar=scalar,
+            )
+            setattr(module, head_name(module), head)
         return module
 
     def _build_lora_module(self, module: Any) -> Any:
@@ -124,6 +138,11 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
         from verl.utils.fsdp_utils import CPUOffloadPolicy
 
         return CPUOffloadPolicy(pin_memory=True)
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Loads verl's files of this rank as data: a pickle in one of them raises, and does not run."""
+        with data_only():
+            super().load_checkpoint(*args, **kwargs)
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any = None

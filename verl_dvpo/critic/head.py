@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One head with D outputs per token on any transformers backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
 from verl_dvpo.families.base import ValueFamily
+from verl_dvpo.saved.head_file import CONFIG_KEY
 
 #: Where transformers' token classifiers keep their last layer.
 HEAD_NAMES = ("score", "classifier")
@@ -128,18 +130,55 @@ def backbone_kind(config: PreTrainedConfig) -> str:
     )
 
 
-def load_backbone(path: str, config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
-    """Loads the backbone at ``path``; its head, if it has one, is still that of transformers, with one output.
+@dataclass(frozen=True)
+class ScalarHead:
+    """The head of a model with one output per token: ``weight`` (H,) and ``bias`` (), in fp32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def load_backbone(
+    path: str, config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[nn.Module, ScalarHead | None]:
+    """Loads the model at ``path``; its head is still that of transformers.
 
     The attention implementation is that of ``config`` (``critic.model.override_config.attn_implementation``).
+
+    Returns:
+        The model, and the head that it brought where that has one output.
+
+    Raises:
+        ValueError: weights have other shapes than ``config`` says, or the model's own head has several outputs.
     """
-    config.num_labels = 1
+    exported = getattr(config, CONFIG_KEY, None)
+    config.num_labels = exported["num_outputs"] if exported else 1
     for dropout in ("classifier_dropout", "hidden_dropout", "summary_dropout_prob"):
         setattr(config, dropout, 0.0)
     common: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    if backbone_kind(config) == "token_classification":
-        return AutoModelForTokenClassification.from_pretrained(path, **common)
-    return BackboneWithHead(AutoModel.from_pretrained(path, **common))
+    if backbone_kind(config) != "token_classification":
+        return BackboneWithHead(AutoModel.from_pretrained(path, **common)), None
+    module, report = AutoModelForTokenClassification.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, **common
+    )
+    if report["mismatched_keys"]:
+        name, saved, wanted = sorted(report["mismatched_keys"])[0]
+        raise ValueError(
+            f"critic.model.path is {path!r} with {name} of shape {tuple(saved)}; {tuple(wanted)} is allowed; a head of "
+            "several outputs is no critic's; take the backbone without it"
+        )
+    return module, None if exported else _scalar_head(module, report["missing_keys"])
+
+
+def _scalar_head(module: nn.Module, missing: Collection[str]) -> ScalarHead | None:
+    """Returns the head that a checkpoint brought; None where transformers had to make it up."""
+    name = head_name(module)
+    head = getattr(module, name)
+    if f"{name}.weight" in missing or not isinstance(head, nn.Linear) or head.weight.is_meta:
+        return None
+    weight = head.weight.detach().float().clone().squeeze(0)
+    made_up = head.bias is None or f"{name}.bias" in missing
+    return ScalarHead(weight, weight.new_zeros(()) if made_up else head.bias.detach().float().clone().squeeze(0))
 
 
 def head_name(module: nn.Module) -> str:

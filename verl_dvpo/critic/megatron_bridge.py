@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from verl.utils.megatron_utils import unwrap_model
 
-#: Beside the backbone's files: the head's weights, named as the FSDP critic's checkpoints name them.
-HEAD_FILE = "value_head.safetensors"
-PREFIX = "score."
+from verl_dvpo.saved.head_file import FILE as HEAD_FILE
+from verl_dvpo.saved.head_file import copy_head, read_head, save_head
 
 
 class BridgeWithHead:
@@ -55,10 +53,10 @@ class BridgeWithHead:
         with without_output_layers(models):
             self._bridge.load_weights(models, weights_path, memory_efficient=memory_efficient)
         self._forget_vocabulary()
-        file = Path(weights_path) / HEAD_FILE
-        if file.exists():
+        folder = Path(weights_path)
+        if (folder / HEAD_FILE).exists():
             for layer in output_layers(models):
-                load_head(layer.plain_state(), file)
+                copy_head(layer.plain_state(), read_head(folder), folder)
         elif weights_path != self._start:
             raise ValueError(f"{weights_path} holds no {HEAD_FILE}; a critic resumes from a critic's checkpoint only")
 
@@ -79,26 +77,8 @@ class BridgeWithHead:
         first = parallel_state.get_tensor_model_parallel_rank() == 0
         if first and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
             for layer in output_layers(models):
-                state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in layer.plain_state().items()}
-                save_file(state, Path(weights_path) / HEAD_FILE)
+                save_head(Path(weights_path), layer.plain_state())
         torch.distributed.barrier()
-
-
-def load_head(state: dict[str, Tensor], file: Path) -> None:
-    """Copies the tensors of ``file`` into those of ``state``.
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
-    saved = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(file).items()}
-    shapes, found = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, saved))
-    if shapes != found:
-        raise ValueError(
-            f"{file} holds a head of shapes {found}; critic.value needs {shapes}; "
-            "set critic.value as it was when the head was saved"
-        )
-    for name, tensor in state.items():
-        tensor.copy_(saved[name])
 
 
 def output_layers(models: Sequence[nn.Module]) -> list[Any]:

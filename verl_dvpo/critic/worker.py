@@ -11,6 +11,7 @@ D outputs of the head, S numbers kept per token.
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from verl.utils.metric.utils import AggregationType, Metric
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
+from verl_dvpo.critic import checkpoints
 from verl_dvpo.critic.engine import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.readings import OPTIONS, read_states
@@ -39,6 +41,7 @@ from verl_dvpo.critic.store import (
 from verl_dvpo.distributional.advantage_config import AdvantageConfig
 from verl_dvpo.families.base import FamilyConfig
 from verl_dvpo.families.registry import build_family
+from verl_dvpo.saved.facts import base_name
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class DistributionalCriticWorker(TrainingWorker):
         self._kept: KeptSamples | None = None
         self._targets: Targets | None = None
         self._shares: TermShares | None = None
+        self._run: dict[str, Any] = {}
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
     def set_loss_fn(self, loss_fn: Any) -> None:
@@ -74,6 +78,41 @@ class DistributionalCriticWorker(TrainingWorker):
             loss_fn: what verl's trainer hands every critic.
         """
         self.loss_fn = partial(self._loss, loss_fn.keywords["config"])
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
+    def note_run(self, facts: dict[str, Any]) -> None:
+        """Takes what the manifests of the next checkpoints say of the run: seeds, hash of its configuration."""
+        self._run = dict(facts)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
+    def save_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, global_step: int = 0, max_ckpt_to_keep: int | None = None
+    ) -> None:
+        """Saves as verl does, and last a manifest that vouches for every file; without it the folder does not load."""
+        folder = Path(local_path)
+        checkpoints.unseal(folder)
+        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+        hidden_size = self.model_config.hf_config.get_text_config().hidden_size
+        facts = {**self._run, "step": global_step, "base_model": base_name(self.model_config.path)}
+        manifest = checkpoints.describe_critic("checkpoint", self.settings, self.family.num_outputs, hidden_size, facts)
+        checkpoints.seal(folder, manifest, self.family)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
+    def load_checkpoint(
+        self, local_path: str | None, hdfs_path: str | None = None, del_local_after_load: bool = False
+    ) -> None:
+        """Loads as verl does, once every file on every rank has been found whole and of this family.
+
+        Raises:
+            ValueError: a file is missing or changed, or another family or other sizes were saved; nothing was loaded.
+        """
+        if local_path is not None:
+            checkpoints.verify(Path(local_path), self.settings, self.family.num_outputs)
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        if local_path is not None:
+            checkpoints.load_state(Path(local_path), self.family)
 
     # ------------------------------------------------------------------ inference
 

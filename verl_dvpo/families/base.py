@@ -10,10 +10,11 @@ Shape legend (docs/method.md, section 1):
     K equally weighted samples of Z(s), J quantile levels.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ Reduce = Callable[[Tensor], Tensor]
 
 #: Of a hidden layer in the head; ``verl_dvpo.critic.head`` has the functions.
 ACTIVATION_NAMES = ("gelu", "silu", "relu", "tanh")
+
+#: Where a critic's first head comes from.
+HEAD_SOURCES = ("model", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class FamilyConfig:
         head_seed: seed of the head's first weights.
         head_width: width >= 1 of a hidden layer before the outputs; null for a linear head.
         head_activation: of that layer: ``gelu``, ``silu``, ``relu`` or ``tanh``.
+        head_from: ``model``: an exported critic brings its head, a model with one output (a token classifier, a reward
+            model) gives its value to the family's first head, any other leaves it to ``head_seed``. ``seed``: the head
+            is drawn from ``head_seed`` whatever the model has.
         target_seed: seed of targets that are drawn; the draw of update n depends on it and on n alone.
         keep_on: ``device`` or ``cpu``: where kept numbers wait between inference and update.
         rows_per_chunk: sequences whose targets are built at once, >= 1; bounds the memory of that step.
@@ -51,11 +58,15 @@ class FamilyConfig:
         ValueError: a field is outside its bounds.
     """
 
+    #: The fields that fix what the head's outputs mean; a saved head loads only where they and D agree.
+    meaning: ClassVar[tuple[str, ...]] = ()
+
     family: str = ""
     lam: float | None = None
     head_seed: int = 0
     head_width: int | None = None
     head_activation: str = "gelu"
+    head_from: str = "model"
     target_seed: int = 0
     keep_on: str = "device"
     rows_per_chunk: int = 32
@@ -67,9 +78,21 @@ class FamilyConfig:
         if self.head_width is not None:
             require_integer("head_width", self.head_width, least=1)
         require_choice("head_activation", self.head_activation, ACTIVATION_NAMES)
+        require_choice("head_from", self.head_from, HEAD_SOURCES)
         require_choice("keep_on", self.keep_on, ("device", "cpu"))
         require_integer("rows_per_chunk", self.rows_per_chunk, least=1)
         require_integer("share_every", self.share_every, least=0)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns every setting but the family's name, as JSON holds them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "family"}
+        found: dict[str, Any] = json.loads(json.dumps(own, default=dict))
+        return found
+
+    def layout(self) -> dict[str, Any]:
+        """Returns the settings that fix shape and meaning of the head's outputs, as JSON holds them."""
+        head = ("head_width",) if self.head_width is None else ("head_width", "head_activation")
+        return {name: value for name, value in self.plain().items() if name in (*head, *self.meaning)}
 
 
 @dataclass(frozen=True)
@@ -213,6 +236,46 @@ class ValueFamily(ABC):
         """
         weight.normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)
         bias.zero_()
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Moves a head that ``init_head`` filled to a scalar critic's value, in place; its first spread stays.
+
+        Args:
+            weight: (D, H) of the head's last layer.
+            bias: (D,) of the head's last layer.
+            value_weight: (H,) of the scalar critic.
+            value_bias: scalar, of the scalar critic.
+
+        Returns:
+            False, and nothing moved, where the family's value is no linear function of the hidden state.
+        """
+        return False
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what the family has learned or counted beside the head, for a checkpoint; nothing for most.
+
+        It must be the same on every rank. With it a resumed run goes on to the bit.
+        """
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what ``state`` returned.
+
+        Raises:
+            ValueError: a family without a state is given one.
+        """
+        if state:
+            raise ValueError(f"state holds {', '.join(sorted(state))}; {type(self).__name__} keeps no state")
+
+
+def move_to_value(weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+    """Moves all D outputs together so that their mean is a scalar critic's value; what sets them apart stays. (ours)
+
+    The arguments and the result are those of ``ValueFamily.start_at``; True.
+    """
+    weight += value_weight - weight.mean(0)
+    bias += value_bias - bias.mean()
+    return True
 
 
 class SampledFamily(ValueFamily):

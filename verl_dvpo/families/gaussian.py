@@ -4,6 +4,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class GaussianConfig(FamilyConfig):
             returns; ``gae``: the λ-return, whose variance is too small for λ < 1.
         num_samples: K >= 2, of ``sample_replacement``.
     """
+
+    meaning: ClassVar[tuple[str, ...]] = ("min_std", "max_std")
 
     min_std: float = 0.1
     max_std: float = 100.0
@@ -122,3 +125,9 @@ class GaussianFamily(ValueFamily):
         weight.zero_()
         weight[0].normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)
         bias.zero_()
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Takes the value over as μ; every state keeps its first standard deviation."""
+        weight[0] = value_weight
+        bias[0] = value_bias
+        return True

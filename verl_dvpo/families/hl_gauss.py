@@ -10,6 +10,7 @@ Shapes: B sequences, T response positions, m bins, K samples of a state's value,
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class HLGaussConfig(FamilyConfig):
             (ours): samples of the mixture of n-step returns, so that the histogram spreads as returns do.
         num_samples: K >= 2 samples of a state's histogram for ``sample_replacement``.
     """
+
+    meaning: ClassVar[tuple[str, ...]] = ("value_min", "value_max", "num_bins", "sigma_ratio")
 
     value_min: float = -0.2
     value_max: float = 1.2

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from verl_dvpo.distributional.losses import dvpo_loss, risk_averse_weights
 from verl_dvpo.distributional.metrics import crossing_fraction, population_std
 from verl_dvpo.distributional.returns import distributional_gae, sample_replacement_returns
 from verl_dvpo.distributional.sorting import sort_samples
-from verl_dvpo.families.base import FamilyConfig, FamilyLoss, Reduce, SampledFamily
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, Reduce, SampledFamily, move_to_value
 from verl_dvpo.families.bounds import require_choice, require_integer
 from verl_dvpo.families.registry import register_family
 
@@ -42,6 +43,8 @@ class QuantileEnsembleConfig(FamilyConfig):
         coef: term -> coefficient >= 0; 0 switches the term off. Terms left out keep their defaults, which are others
             with ``level``.
     """
+
+    meaning: ClassVar[tuple[str, ...]] = ("num_heads", "num_quantiles", "levels")
 
     num_heads: int = 3
     num_quantiles: int = 200
@@ -198,3 +201,7 @@ class QuantileEnsembleFamily(SampledFamily):
             bias.zero_()
         else:
             bias.copy_(torch.linspace(-0.01, 0.01, self.num_quantiles, dtype=bias.dtype).repeat(self.num_heads))
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Moves the mean of the quantiles to the value; heads and quantiles keep their first distances from it."""
+        return move_to_value(weight, bias, value_weight, value_bias)

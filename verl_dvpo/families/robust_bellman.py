@@ -6,13 +6,14 @@ Shapes: B sequences, T response positions, L tokens laid end to end, N heads.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from verl_dvpo.distributional.metrics import population_std
 from verl_dvpo.distributional.returns import distributional_gae
-from verl_dvpo.families.base import FamilyConfig, FamilyLoss, SampledFamily
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, SampledFamily, move_to_value
 from verl_dvpo.families.bounds import require_at_least, require_choice, require_integer
 from verl_dvpo.families.registry import register_family
 from verl_dvpo.families.scalar import clipped_squared_error
@@ -32,6 +33,8 @@ class RobustBellmanConfig(FamilyConfig):
             little. ``bootstrap``: each head has a Poisson(1) weight of its own on each sequence. ``shards``: each
             prompt, with all its answers and in every update, belongs to one head.
     """
+
+    meaning: ClassVar[tuple[str, ...]] = ("num_heads",)
 
     num_heads: int = 3
     cliprange: float = 0.5
@@ -132,3 +135,7 @@ class RobustBellmanFamily(SampledFamily):
         if self.heads_see != "all":
             measured["ensemble/below_mean"] = outputs.mean(-1) - outputs.amin(-1)
         return measured
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Moves the heads' mean to the value; the smallest of them, this family's value, starts below it."""
+        return move_to_value(weight, bias, value_weight, value_bias)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from verl_dvpo.distributional.returns import distributional_gae
-from verl_dvpo.families.base import FamilyConfig, FamilyLoss, SampledFamily
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, SampledFamily, move_to_value
 from verl_dvpo.families.bounds import require_at_least, require_finite
 from verl_dvpo.families.registry import register_family
 
@@ -76,6 +76,10 @@ class ScalarFamily(SampledFamily):
             huber = huber_of_squared(squared, self.huber)
             return FamilyLoss(total=huber, terms={"huber": huber})
         return FamilyLoss(total=0.5 * squared, terms={"squared_error": squared})
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Takes the value over as it is."""
+        return move_to_value(weight, bias, value_weight, value_bias)
 
 
 def huber_of_squared(squared: Tensor, kappa: float) -> Tensor:

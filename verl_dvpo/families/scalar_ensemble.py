@@ -6,6 +6,7 @@ The distribution earns what ``dvpo`` does better than this; the ensemble earns w
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from verl_dvpo.distributional.levels import quantile_levels
 from verl_dvpo.distributional.losses import head_consistency
 from verl_dvpo.distributional.metrics import population_std
 from verl_dvpo.distributional.returns import distributional_gae
-from verl_dvpo.families.base import FamilyConfig, FamilyLoss, Reduce, SampledFamily
+from verl_dvpo.families.base import FamilyConfig, FamilyLoss, Reduce, SampledFamily, move_to_value
 from verl_dvpo.families.bounds import require_at_least, require_integer, require_terms
 from verl_dvpo.families.registry import register_family
 from verl_dvpo.families.scalar import clipped_squared_error
@@ -35,6 +36,8 @@ class ScalarEnsembleConfig(FamilyConfig):
         constraint: ``batch`` (ours) or ``token`` (the paper's literal reading): how ``shift`` acts.
         coef: coefficients >= 0 of ``consistency`` and ``shift``; 0 switches a term off. Names left out keep DVPO's.
     """
+
+    meaning: ClassVar[tuple[str, ...]] = ("num_heads",)
 
     num_heads: int = 3
     cliprange: float = 0.5
@@ -147,3 +150,7 @@ class ScalarEnsembleFamily(SampledFamily):
     def statistics(self, outputs: Tensor) -> dict[str, Tensor]:
         """The heads' disagreement: standard deviation over N, in units of reward."""
         return {"ensemble/std": population_std(outputs, -1)}
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Moves the heads' mean to the value; they keep their first distances from it."""
+        return move_to_value(weight, bias, value_weight, value_bias)

@@ -9,6 +9,7 @@ Shapes: B sequences, T response positions, R tokens laid end to end, I frequenci
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -69,6 +70,8 @@ class ValueFlowConfig(FamilyConfig):
         constraint: ``batch`` (ours) or ``token``: how ``cvar``, ``gain``, ``shift`` and ``shape`` act.
         coef: coefficient >= 0 of each term; 0 removes the term and its cost. Names left out keep their default.
     """
+
+    meaning: ClassVar[tuple[str, ...]] = ("num_noises", "num_frequencies", "num_powers", "value_scale", "euler_steps")
 
     num_noises: int = 64
     num_frequencies: int = 64
@@ -329,6 +332,12 @@ class ValueFlowFamily(SampledFamily):
         weight.zero_()
         weight[0].normal_(std=0.1 * weight.shape[1] ** -0.5, generator=generator)
         bias.zero_()
+
+    def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
+        """Takes the value over as the mean of the samples; every state keeps the base distribution's spread."""
+        weight[0] = value_weight
+        bias[0] = value_bias
+        return True
 
 
 def quantile_pull(samples: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
