@@ -248,7 +248,8 @@ def test_the_report_has_tables_csv_and_every_figure(study, capsys):
     folder = study.out / "report"
     assert capsys.readouterr().out.strip() == str(folder / "report.md")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "curves.csv", "curves.png", "domains.png", "noise.csv", "noise_rate.png", "report.md", "runs.csv", "summary.csv",
+        "curves.csv", "curves.png", "domains.png", "noise.csv", "noise_rate.png", "report.md", "runs.csv",
+        "summary.csv",
         "training.csv", "validations.csv",
     ]  # fmt: skip
     text = (folder / "report.md").read_text()
