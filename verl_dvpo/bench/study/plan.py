@@ -26,6 +26,9 @@ SEEDS = (
     "critic.value.target_seed",
 )
 
+#: Overrides that a study's own may change: its curves begin before training.
+DEFAULTS = ("trainer.val_before_train=true",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -139,7 +142,6 @@ def compose(run: Run) -> DictConfig:
         # A study stores metrics, not weights; an interrupted run starts again from the beginning.
         "trainer.save_freq=-1",
         "trainer.resume_mode=disable",
-        "trainer.val_before_train=true",
         "trainer.logger=[console]",
         f"trainer.project_name={run.study}",
         f"trainer.experiment_name={run.name}",
@@ -147,7 +149,7 @@ def compose(run: Run) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-            config = hydra.compose("dvpo_trainer", overrides=[*run.overrides, *ours])
+            config = hydra.compose("dvpo_trainer", overrides=[*DEFAULTS, *run.overrides, *ours])
         config.trainer.default_local_dir = str(run.folder / "checkpoints")
         for field in SEEDS:
             if OmegaConf.select(config, field.rpartition(".")[0]) is not None and _has(config, field):
