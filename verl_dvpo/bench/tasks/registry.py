@@ -143,6 +143,8 @@ EXAM = TaskSet(
     stream=60,
     model=ModelSize(hidden_size=128, intermediate_size=320, num_heads=4),
 )
+#: Every set.
+SETS = (DEMO, DOMAINS, EXAM)
 
 
 def task_of(source: str) -> Task:
