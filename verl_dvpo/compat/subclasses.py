@@ -86,6 +86,13 @@ _TRAINERS = (
         what="gamma, lam and the step reach the critic",
         why="verl's critic has its targets built by the trainer",
     ),
+    _override(
+        _TRAINER,
+        _MIXIN,
+        "_save_checkpoint",
+        what="the critic learns the run's seeds and the hash of its configuration before it saves",
+        why="its manifest names them, and a worker sees its own section only",
+    ),
 )
 
 _CRITIC = (
@@ -103,6 +110,22 @@ _CRITIC = (
         "infer_batch train_mini_batch",
         what="the worker keeps the samples of its inference and builds its targets from them",
         why="nothing of size B*T*K may cross a process border",
+    ),
+    _override(
+        "verl.workers.engine_workers:TrainingWorker",
+        _WORKER,
+        "save_checkpoint load_checkpoint",
+        what="a manifest is written last, and everything is checked against it before anything loads",
+        why="verl loads whatever is there, part by part",
+        relies_on=("verl.utils.checkpoint.fsdp_checkpoint_manager:FSDPCheckpointManager.save_checkpoint",),
+    ),
+    _override(
+        f"{_FSDP}:FSDPEngine",
+        _ENGINE,
+        "load_checkpoint",
+        what="verl's files are read as data",
+        why="verl asks torch.load for pickles, which run what they hold",
+        relies_on=("verl.utils.checkpoint.fsdp_checkpoint_manager:FSDPCheckpointManager.load_checkpoint",),
     ),
     _override(
         f"{_FSDP}:FSDPEngine",
