@@ -87,6 +87,10 @@ def test_impossible_fields_are_named(out, tmp_path, contrast, stopping, message)
             "arms is without dvpo/flip_0.3/demo; every arm of a contrast is required, dvpo_over_ppo needs them; add "
             "them, or remove arms",
         ),
+        (
+            {"hypotheses": hypotheses_of(contrast_of(last_validations=3))},
+            "hypotheses.contrasts[0].last_validations is 3; at most 2 are allowed with steps=4 and test_freq=2; lower",
+        ),
         ({"arms": [{"tasks": ["demos"]}]}, "arms[0].tasks is 'demos'; allowed are demo; choose one of them"),
         ({"tuning": {"grpo": {"settings": 3, "how": "x"}}}, "tuning is 'grpo'; allowed are ppo, dvpo; choose one of"),
         ({"tuning": {"ppo": {"settings": 0, "how": "x"}}}, "tuning.ppo.settings is 0; allowed is greater than or"),

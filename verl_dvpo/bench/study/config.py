@@ -28,6 +28,7 @@ those that a contrast names.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -271,6 +272,12 @@ def _check_hypotheses(study: Study, hypotheses: Hypotheses) -> None:
         for axis in ("noises", "tasks"):
             for name in getattr(contrast, axis):
                 _check_known(f"{field}.{axis}", name, axes[axis])
+        validations = math.ceil(study.steps / study.test_freq)  # the one before training is none of them
+        if contrast.last_validations > validations:
+            raise ValueError(
+                f"{field}.last_validations is {contrast.last_validations}; at most {validations} are allowed with "
+                f"steps={study.steps} and test_freq={study.test_freq}; lower it or test_freq"
+            )
         left_out = sorted(contrast.arms - arms_of(study))
         if left_out:
             raise ValueError(

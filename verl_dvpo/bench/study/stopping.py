@@ -112,22 +112,13 @@ def needed(study: Study, records: Records) -> list[Run]:
 
 
 def measure(run: Run, record: Mapping[str, Any], last_validations: int) -> float:
-    """Returns the mean in-domain score of a finished run's last validations.
-
-    Raises:
-        ValueError: the run has fewer validations.
-    """
+    """Returns the mean in-domain score of a finished run's last validations."""
     if last_validations == 1:
         return float(record["score"])
     by_step: dict[int, dict[str, float]] = {}
     for line in read_metrics(run.metrics):
         by_step.setdefault(line["step"], {}).update(scores(line))
     validated = [by_step[step] for step in sorted(by_step) if by_step[step]]
-    if len(validated) < last_validations:
-        raise ValueError(
-            f"last_validations is {last_validations}; run {run.name} has {len(validated)} validations; lower it, or "
-            "lower test_freq in a study of its own"
-        )
     each = [sum(found[source] for source in run.task.in_domain) for found in validated[-last_validations:]]
     return sum(each) / len(each) / len(run.task.in_domain)
 
