@@ -48,20 +48,20 @@ def gate(
     policies = [load_policy(*parse_task(text)) for text in tasks or ()]
     measured, settings = read_table(out / VARIANCE, MEASURED), read_table(out / SETTINGS, SETTINGS_COLUMNS)
     compared = read_table(out / COMPARISON, COMPARED)
+    if study:
+        compared = replaced(compared, compare(study, with_critic=with_critic, without_critic=without_critic))
     out.mkdir(parents=True, exist_ok=True)
 
     def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def write() -> Path:
+        algorithms = (with_critic, without_critic)
+        return write_report(out, settings=settings, measured=measured, compared=compared, algorithms=algorithms)
+
     for policy in policies:
         found = measure(policy, critics, sizes=sizes, fit=fit, seeds=range(seeds), note=note)
         measured = replaced(measured, found)
         settings = replaced(settings, settings_table(policy.task.name, sizes, fit, seeds))
-    if study:
-        names = sorted(set(measured["task"])) or None
-        compared = replaced(compared, compare(study, names, with_critic=with_critic, without_critic=without_critic))
-    print(
-        write_report(
-            out, settings=settings, measured=measured, compared=compared, algorithms=(with_critic, without_critic)
-        )
-    )
+        write()  # what is measured stays, whatever comes later
+    print(write())
