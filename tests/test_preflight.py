@@ -17,6 +17,9 @@ from verl_dvpo import preflight
 from verl_dvpo.bench.tasks.model import build_model
 from verl_dvpo.bench.tasks.tokenizer import build_tokenizer
 from verl_dvpo.compat import versions
+from verl_dvpo.critic.checkpoints import describe_critic
+from verl_dvpo.families.registry import family_settings
+from verl_dvpo.saved.manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +230,37 @@ def test_a_plugin_that_cannot_register_is_loud(tmp_path):
     code = "import wrapt; del wrapt.register_post_import_hook; import verl"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "verl-dvpo could not be registered" in done.stderr
+
+
+def critic_manifest(folder: Path, kind: str, **sizes: int) -> None:
+    """A folder that says which critic it holds, and holds nothing else."""
+    settings = family_settings("quantile_ensemble", **sizes)
+    num_outputs = settings.num_heads * settings.num_quantiles
+    manifest = describe_critic(kind, settings, num_outputs, 192, {})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, manifest)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_before_ray(files, tmp_path):
+    critic_manifest(tmp_path / "global_step_3" / "critic", "checkpoint", num_heads=3, num_quantiles=7)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    run = ["algorithm=dvpo", f"trainer.default_local_dir={tmp_path}"]
+    with pytest.raises(ValueError, match="num_quantiles is 7 there and 8 here"):
+        check(files, *run, "critic.value.num_quantiles=8")
+    check(files, *run, "critic.value.num_quantiles=7")
+    check(files, *run, "critic.value.num_quantiles=8", "trainer.resume_mode=disable")
+    (tmp_path / "global_step_3" / "critic" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="was not written to the end"):
+        check(files, *run, "critic.value.num_quantiles=7")
+
+
+def test_an_exported_critic_of_other_sizes_is_refused_before_ray(files, tmp_path):
+    critic_manifest(tmp_path / "critic", "critic", num_heads=3, num_quantiles=7)
+    config = compose_config("dvpo_trainer", *files).critic.model.path
+    content = json.loads((Path(config) / "config.json").read_text()) | {"verl_dvpo": {"num_outputs": 21}}
+    (tmp_path / "critic" / "config.json").write_text(json.dumps(content))
+    run = ["algorithm=dvpo", f"critic.model.path={tmp_path / 'critic'}"]
+    with pytest.raises(ValueError, match="num_quantiles is 7 there and 8 here"):
+        check(files, *run, "critic.value.num_quantiles=8")
+    check(files, *run, "critic.value.num_quantiles=7")
+    check(files, *run, "critic.value.num_quantiles=8", "critic.value.head_from=seed")

@@ -243,6 +243,18 @@ def test_an_update_needs_the_inference_of_the_same_batch(model):
         harness.train(worker, harness.make_batch(seed=2))
 
 
+def test_several_epochs_update_the_critic_several_times_on_targets_from_before(model, monkeypatch):
+    worker = harness.make_worker(model)
+    built, steps = [], []
+    build, step = worker._build_targets, worker.engine.optimizer_step
+    monkeypatch.setattr(worker, "_build_targets", lambda *args: built.append(1) or build(*args))
+    monkeypatch.setattr(worker.engine, "optimizer_step", lambda: steps.append(1) or step())
+    batch = harness.make_batch()
+    harness.infer(worker, batch)
+    harness.train(worker, batch, epochs=3)
+    assert (len(built), len(steps)) == (1, 3)
+
+
 def test_metrics_of_an_update_have_their_names(model):
     terms = ("risk", "cvar", "gain", "shift", "shape", "curvature", "consistency")
     worker = harness.make_worker(model, value={"coef": dict.fromkeys(terms, 0.01)})
