@@ -15,7 +15,7 @@ AUTO = {
     "constraint_statistics": "level",
     "risk_form": "readout",
     "coef": {"risk": "auto"},
-    "auto": {"sizes": [1, 3, 9], "risks": [0.0, 0.3, 1.0], "every": 2, "memory": 0.5},
+    "auto": {"sizes": [1, 3, 9], "risks": [0.0, 0.3, 1.0], "every": 2, "memory": 0.5, "tolerance": 1.0},
 }
 
 
