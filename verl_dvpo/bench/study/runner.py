@@ -67,9 +67,8 @@ def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | Non
     """
     check_frozen(study)
     state = _State(study)
-    configs = {run.name: compose(run) for run in state.first_of_arms()}
     check_same_head(study)
-    configs = [compose(run) for run in state.pending]
+    configs = {run.name: compose(run) for run in state.first_of_arms()}
     state.out.mkdir(parents=True, exist_ok=True)
     freeze(study)
     failed = []
