@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
 from verl.utils.torch_functional import masked_mean
@@ -58,6 +58,11 @@ def check_flowrl(config: DictConfig) -> None:
     for field, (value, wanted, why) in needed.items():
         if value != wanted:
             raise ValueError(f"{field} is {value!r}; algorithm.adv_estimator=flowrl allows {wanted}: {why}; set it")
+    if (lam := OmegaConf.select(config, "critic.value.lam")) not in (None, 1.0):
+        raise ValueError(
+            f"critic.value.lam is {lam!r}; algorithm.adv_estimator=flowrl allows null or 1.0: an answer is one step; "
+            "set it"
+        )
 
 
 def flowrl_rewards(batch: Mapping[str, Tensor], uids: np.ndarray, algorithm: DictConfig) -> Tensor:
@@ -82,7 +87,7 @@ def flowrl_rewards(batch: Mapping[str, Tensor], uids: np.ndarray, algorithm: Dic
 def compute_flowrl_advantage(
     token_level_rewards: Tensor, response_mask: Tensor, values: Tensor | None = None, **unused: Any
 ) -> tuple[Tensor, Tensor]:
-    """Computes y − log Z(x) at every token, not whitened: the residual of the loss is in units of log-probability.
+    """Computes b − log Z(x) at every token, not whitened: the residual of the loss is in units of log-probability.
 
     Args:
         token_level_rewards: (B, T) of ``flowrl_rewards``.

@@ -49,9 +49,9 @@ def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
 def balance_rewards(
     rewards: Tensor, old_log_prob: Tensor, ref_log_prob: Tensor, mask: Tensor, groups: Tensor, *, beta: float
 ) -> Tensor:
-    """Computes y = β·r̂ + (1/|y|) log π_ref − (1/|y|) log π_old of each answer, as the reward of its last token.
+    """Computes b = β·r̂ + (1/|y|) log π_ref − (1/|y|) log π_old of each answer, as the reward of its last token.
 
-    log Z(x) that minimises the mean of (log Z + log π_old/|y| − β·r̂ − log π_ref/|y|)² over answers is the mean of y
+    log Z(x) that minimises the mean of (log Z + log π_old/|y| − β·r̂ − log π_ref/|y|)² over answers is the mean of b
     given x: the value of the prompt's last token, undiscounted.
 
     Args:
@@ -63,14 +63,14 @@ def balance_rewards(
         beta: β > 0.
 
     Returns:
-        (B, T): y at the last valid token, 0 elsewhere.
+        (B, T): b at the last valid token, 0 elsewhere.
     """
     apart = mean_over_tokens(ref_log_prob, mask) - mean_over_tokens(old_log_prob, mask)
     return _with_last(torch.zeros_like(rewards), mask, beta * group_normalised(rewards, mask, groups) + apart)
 
 
 def balance_advantages(rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes y − log Z(x), the negative residual of the policy before the update, at every token of an answer.
+    """Computes b − log Z(x), the negative residual of the policy before the update, at every token of an answer.
 
     Args:
         rewards: (B, T) of ``balance_rewards``.
@@ -78,7 +78,7 @@ def balance_advantages(rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[T
         mask: (B, T).
 
     Returns:
-        advantages (B, T) and returns (B, T), which are y; both 0 at masked tokens.
+        advantages (B, T) and returns (B, T), which are b; both 0 at masked tokens.
     """
     valid = (mask != 0).to(rewards.dtype)
     index, _ = last_valid(mask)
@@ -97,7 +97,7 @@ def balance_loss(
 ) -> tuple[Tensor, Tensor]:
     """Computes w·δ² of each answer, with δ = log Z + log π/|y| − β·r̂ − log π_ref/|y| (paper, Eq of the loss).
 
-    With A = y − log Z, δ = (log π − log π_old)/|y| − A, so the residual needs no more than a policy loss is given.
+    With A = b − log Z, δ = (log π − log π_old)/|y| − A, so the residual needs no more than a policy loss is given.
     w = clip(π(y|x)/π_old(y|x), 1 − clip_low, 1 + clip_high) has no gradient.
 
     Args:

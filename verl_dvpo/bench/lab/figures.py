@@ -179,9 +179,10 @@ def _families(result: dict):
 
 
 def _choices(result: dict, name: str):
-    """Draws two errors of each candidate, and of the choice among them."""
+    """Draws the error of V of each candidate, and of the choice among them, over another metric that they move."""
     experiment = EXPERIMENTS[name]
-    metrics = {"v_error": "error of V [reward]", "crps_excess": "CRPS excess [reward]"}
+    other = {"density": {"crps_excess": "CRPS excess [reward]"}, "risk": {"v_bias": "bias of V [reward]"}}
+    metrics = {"v_error": "error of V [reward]", **other[name]}
     width = 3.4 * len(experiment.conditions)
     figure, axes = plt.subplots(len(metrics), len(experiment.conditions), figsize=(width, 6), squeeze=False)
     for row, (metric, label) in zip(axes, metrics.items(), strict=True):
@@ -192,7 +193,7 @@ def _choices(result: dict, name: str):
                 style = {"color": colour, "marker": marker, "linestyle": "none", "label": BASE_LABELS[base]}
                 _errorbar(axis, np.arange(len(mine)) + (0.12 if base == "paper" else -0.12), intervals, **style)
                 axis.set_xticks(range(len(mine)), [critic.split()[-1] for critic in mine])
-            axis.set(title=CONDITIONS[condition], ylim=(0, None))
+            axis.set(title=CONDITIONS[condition], ylim=(None if metric == "v_bias" else 0, None))
         row[0].set_ylabel(label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=2, bbox_to_anchor=(0.5, 1.0))
