@@ -155,7 +155,7 @@ def test_an_adaptive_cvar_has_one_level_for_the_batch():
     level = metrics["advantages/readout_level"]
     assert level == pytest.approx(known.item(), rel=1e-5)
     assert 0.25 < level < 0.5 or 0.5 < level < 1.0
-    low, high = (("value_cvar_25", "value_cvar_50") if level < 0.5 else ("value_cvar_50", None))
+    low, high = ("value_cvar_25", "value_cvar_50") if level < 0.5 else ("value_cvar_50", None)
     share = (level - 0.25) / 0.25 if level < 0.5 else (level - 0.5) / 0.5
     blend = (1 - share) * fields[low] + share * (fields[high] if high else values)
     expected, _ = compute_gae_advantage_return(rewards, blend, mask, 1.0, 0.9)

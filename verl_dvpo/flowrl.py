@@ -108,7 +108,7 @@ def compute_flowrl_advantage(
     return balance_advantages(token_level_rewards, values, response_mask)
 
 
-@register_policy_loss(NAME)  # type: ignore[arg-type]
+@register_policy_loss(NAME)
 def compute_policy_loss_flowrl(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -132,9 +132,7 @@ def compute_policy_loss_flowrl(
     low, high = (
         config.clip_ratio if bound is None else bound for bound in (config.clip_ratio_low, config.clip_ratio_high)
     )
-    losses, weight = balance_loss(
-        old_log_prob, log_prob, advantages, response_mask, clip_low=low, clip_high=high
-    )
+    losses, weight = balance_loss(old_log_prob, log_prob, advantages, response_mask, clip_low=low, clip_high=high)
     matrix = losses[:, None].expand_as(log_prob)
     if rollout_is_weights is not None:
         matrix = matrix * rollout_is_weights

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A critic that chooses its density and its risk weight, in the worker: scores, metrics, and what a checkpoint holds."""
+"""A critic that chooses its density and its risk weight, in the worker: scores, metrics, and its checkpoint."""
 
 import pytest
 import torch
@@ -74,5 +74,5 @@ def test_a_checkpoint_without_a_choice_is_refused(model, tmp_path):
     plain = harness.make_worker(model)
     plain.save_checkpoint(str(tmp_path / "critic"), global_step=1)
     assert not list((tmp_path / "critic").glob("value_family*"))
-    with pytest.raises(ValueError, match="has no value_family_rank_0.json"):
+    with pytest.raises(ValueError, match=r"has no value_family_rank_0\.json"):
         harness.make_worker(model, value=AUTO).load_checkpoint(str(tmp_path / "critic"))

@@ -57,7 +57,9 @@ def test_scores_of_each_candidate_by_hand():
     both = chooser(3, sizes=(1, 3), risk="auto", risks=(0.0, 1.0), temperature=0.5)
     assert both.names == ["crps_1", "error_1", "crps_3", "error_3", "risk_crps_0", "risk_crps_1"]
     points = torch.tensor([[0.0, 1.0, 5.0]], dtype=torch.float64)
-    found = dict(zip(both.names, both.scores(points, torch.tensor([2.0], dtype=torch.float64))[0].tolist(), strict=True))
+    found = dict(
+        zip(both.names, both.scores(points, torch.tensor([2.0], dtype=torch.float64))[0].tolist(), strict=True)
+    )
     # One point, the middle one: |1 - 2| and its square. Three: mean 2, so no error.
     assert (found["crps_1"], found["error_1"], found["error_3"]) == (1.0, 1.0, 0.0)
     # E|X - 2| = (2 + 1 + 3)/3; half of E|X - X'| = (1 + 5 + 4)/9.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantile ensemble with ``num_quantiles: auto`` and ``coef.risk: auto``, against loops and against plain ensembles."""
+"""The quantile ensemble with ``num_quantiles: auto`` and ``coef.risk: auto``, against loops and plain ensembles."""
 
 import pytest
 import torch

@@ -114,7 +114,10 @@ class AdvantageConfig:
         winsorises = self.reward == "winsorised"
         adapts = self.adapts_readout
         needed = {
-            "value_sigma": self.weighting == "precision" or gates or adapts or (winsorises and self.reward_widening > 0),
+            "value_sigma": self.weighting == "precision"
+            or gates
+            or adapts
+            or (winsorises and self.reward_widening > 0),
             "value_low": winsorises,
             "value_high": winsorises,
             "value_disagreement": gates or adapts,

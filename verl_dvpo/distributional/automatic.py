@@ -9,6 +9,7 @@ Shapes: M levels of the critic, C candidates, L tokens, "..." any leading shape.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class AutoConfig:
             if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(_is_number, values)):
                 _refuse(name, values, "it must be a list of numbers")
             object.__setattr__(self, name, tuple(values))
-            if len(values) < 2 or any(b <= a for a, b in zip(values, values[1:], strict=False)):
+            if len(values) < 2 or any(b <= a for a, b in itertools.pairwise(values)):
                 _refuse(name, values, "it must have at least 2 numbers, ascending")
         if not all(isinstance(size, int) and size >= 1 for size in self.sizes):
             _refuse("sizes", self.sizes, "they must be integers >= 1")

@@ -30,8 +30,8 @@ class QuantileEnsembleConfig(FamilyConfig):
 
     Attributes:
         num_heads: N >= 1.
-        num_quantiles: M >= 1; or ``auto`` (ours): the head has the most of ``auto.sizes``, and how many of its levels make
-            up value and targets is chosen in training (docs/method.md, section 7c).
+        num_quantiles: M >= 1; or ``auto`` (ours): the head has the most of ``auto.sizes``, and how many of its levels
+            make up value and targets is chosen in training (docs/method.md, section 7c).
         levels: ``right`` (τ_j = j/M, paper) or ``midpoint`` (τ_j = (2j−1)/(2M), ours).
         target: ``quantile_gae`` (Eq 2, paper) or ``sample_replacement`` (ours, after GMAC).
         kappa: Huber threshold >= 0, in units of reward; 0 is the pinball loss.

@@ -13,7 +13,7 @@ MIXED = {"algorithms": ["ppo", "grpo", "dfpo"], "noises": ["none"], "seeds": [0]
 
 def test_heads_of_different_width_are_refused_before_anything_runs(tmp_path):
     trainer = FakeTrainer()
-    with pytest.raises(ValueError, match="same_head is True; .* these are ppo linear, dfpo 256; set"):
+    with pytest.raises(ValueError, match=r"same_head is True; .* these are ppo linear, dfpo 256; set"):
         run_study(study_of(tmp_path / "study", **MIXED, same_head=True), train=trainer)
     assert trainer.calls == []
     assert not (tmp_path / "study").exists()

@@ -185,16 +185,17 @@ def _choices(result: dict, name: str):
     metrics = {"v_error": "error of V [reward]", **other[name]}
     width = 3.4 * len(experiment.conditions)
     figure, axes = plt.subplots(len(metrics), len(experiment.conditions), figsize=(width, 6), squeeze=False)
-    for row, (metric, label) in zip(axes, metrics.items(), strict=True):
+    for row, (metric, unit) in zip(axes, metrics.items(), strict=True):
         for axis, condition in zip(row, experiment.conditions, strict=True):
             for base, colour, marker in (("sr", BLUE, "s"), ("paper", GREEN, "o")):
                 mine = [critic for critic in experiment.critics if critic.startswith(f"{base}, ")]
                 intervals = [t_interval(_metric(result, critic, condition, metric)) for critic in mine]
-                style = {"color": colour, "marker": marker, "linestyle": "none", "label": BASE_LABELS[base]}
-                _errorbar(axis, np.arange(len(mine)) + (0.12 if base == "paper" else -0.12), intervals, **style)
+                places = np.arange(len(mine)) + (0.12 if base == "paper" else -0.12)
+                label = BASE_LABELS[base]
+                _errorbar(axis, places, intervals, color=colour, marker=marker, linestyle="none", label=label)
                 axis.set_xticks(range(len(mine)), [critic.split()[-1] for critic in mine])
             axis.set(title=CONDITIONS[condition], ylim=(None if metric == "v_bias" else 0, None))
-        row[0].set_ylabel(label)
+        row[0].set_ylabel(unit)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=2, bbox_to_anchor=(0.5, 1.0))
     figure.supxlabel({"density": "levels M", "risk": "risk weight c"}[name])

@@ -176,16 +176,16 @@ def _ablations() -> dict[str, Setup]:
 
 
 #: What the automatic choices choose among, and the choices themselves.
-AUTO_CONFIG = AutoConfig()
+_WITH_AUTO: dict[str, tuple[Any, ...]] = {name: (*getattr(AutoConfig(), name), AUTO) for name in ("sizes", "risks")}
 SIZES = {
     f"{base}, M {size}": Setup(partial(quantiles, **BASES[base], num_quantiles=size))
     for base in ("sr", "paper")
-    for size in (*AUTO_CONFIG.sizes, AUTO)
+    for size in _WITH_AUTO["sizes"]
 }
 RISKS = {
     f"{base}, risk {risk}": Setup(partial(quantiles, **BASES[base], risk=risk))
     for base in ("sr", "paper")
-    for risk in (*AUTO_CONFIG.risks, AUTO)
+    for risk in _WITH_AUTO["risks"]
 }
 
 SETUPS: dict[str, Setup] = FAMILIES | _ablations() | SIZES | RISKS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the width of the critics' heads in a study: a critic with a hidden layer of its own has more to learn with."""
+"""Compares the width of the critics' heads in a study: a wider one has more to learn with."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,7 +45,7 @@ def heads_note(study: Study) -> str:
 
 def _heads(study: Study, config_of: Callable[[Run], Any]) -> dict[str, str]:
     """Returns algorithm -> its head, of each algorithm with a critic."""
-    heads = {}
+    heads: dict[str, str] = {}
     for run in _one_of_each(study):
         try:
             head = head_of(config_of(run))
