@@ -140,6 +140,6 @@ def compute_policy_loss_flowrl(
         loss_mat=matrix, loss_mask=response_mask, loss_agg_mode="seq-mean-token-mean", **config.global_batch_info
     )
     return loss, {
-        "actor/ppo_kl": masked_mean(old_log_prob - log_prob, response_mask).detach().item(),
+        "actor/ppo_kl": masked_mean(values=old_log_prob - log_prob, mask=response_mask).detach().item(),
         "actor/flowrl_weight": weight.mean().item(),
     }
