@@ -66,9 +66,7 @@ def test_the_loss_that_verl_gets_is_the_mean_over_all_answers_of_the_papers_form
 
 
 def test_trainers_without_values_are_refused():
-    with pytest.raises(
-        ValueError, match=r"adv_estimator is 'flowrl'; it is allowed under trainers that pass"
-    ):
+    with pytest.raises(ValueError, match=r"adv_estimator is 'flowrl'; it is allowed under trainers that pass"):
         get_adv_estimator_fn("flowrl")(token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1))
 
 

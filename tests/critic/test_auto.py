@@ -24,6 +24,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return harness.save_model(tmp_path_factory.mktemp("model"))
 
 
+def chosen(worker) -> dict:
+    return {name: value.tolist() for name, value in worker.family.state().items()}
+
+
 def update(worker, step):
     batch = harness.make_batch(seed=step)
     harness.infer(worker, batch)
@@ -52,12 +56,12 @@ def test_a_resumed_critic_chooses_what_the_other_one_does(model, tmp_path):
     straight = harness.make_worker(model, value=AUTO)
     for step in (1, 2, 3):
         update(straight, step)
-    assert straight.family.state()["updates"] == 3
+    assert chosen(straight)["updates"] == 3
     straight.save_checkpoint(str(tmp_path / "critic"), global_step=3)
     resumed = harness.make_worker(model, value=AUTO)
-    fresh = resumed.family.state()
+    fresh = chosen(resumed)
     resumed.load_checkpoint(str(tmp_path / "critic"))
-    assert resumed.family.state() == straight.family.state() != fresh
+    assert chosen(resumed) == chosen(straight) != fresh
     for step in (4, 5, 6):
         batch, metrics = update(straight, step)
         again = update(resumed, step)[1]
@@ -66,13 +70,19 @@ def test_a_resumed_critic_chooses_what_the_other_one_does(model, tmp_path):
         assert {name: metrics[name] for name in auto} == {name: again[name] for name in auto}
         values = [harness.infer(worker, batch)["values"].values() for worker in (straight, resumed)]
         assert torch.equal(*values)
-    assert straight.family.state() == resumed.family.state()
-    assert straight.family.state()["size"] < 9  # something was chosen
+    assert chosen(straight) == chosen(resumed)
+    assert chosen(straight)["size"] < 9  # something was chosen
 
 
-def test_a_checkpoint_without_a_choice_is_refused(model, tmp_path):
-    plain = harness.make_worker(model)
-    plain.save_checkpoint(str(tmp_path / "critic"), global_step=1)
-    assert not list((tmp_path / "critic").glob("value_family*"))
-    with pytest.raises(ValueError, match=r"has no value_family_rank_0\.json"):
-        harness.make_worker(model, value=AUTO).load_checkpoint(str(tmp_path / "critic"))
+def test_a_checkpoint_of_other_candidates_is_refused(model, tmp_path):
+    harness.make_worker(model, value=AUTO).save_checkpoint(str(tmp_path / "critic"), global_step=1)
+    other = {**AUTO, "auto": {**AUTO["auto"], "sizes": [3, 9]}}
+    with pytest.raises(ValueError, match=r"\[3, 9\].* \[1, 3, 9\]"):
+        harness.make_worker(model, value=other).load_checkpoint(str(tmp_path / "critic"))
+
+
+def test_a_stage_that_sees_no_values_cannot_choose(model, monkeypatch):
+    worker = harness.make_worker(model, value=AUTO)
+    monkeypatch.setattr(type(worker.engine), "has_outputs", False)
+    with pytest.raises(ValueError, match=r"critic\.value has a setting 'auto', but this rank"):
+        harness.update(worker, harness.make_batch())

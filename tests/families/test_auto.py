@@ -19,7 +19,7 @@ def family(**settings):
 def chosen(size, **settings):
     """A family that has chosen ``size`` of its 9 levels."""
     found = family(num_quantiles="auto", **settings)
-    found.load_state({**found.state(), "size": size})
+    found.load_state({**found.state(), "size": torch.tensor(size)})
     return found
 
 
@@ -91,6 +91,8 @@ def test_a_choice_changes_the_value_and_survives_a_state():
 def test_without_auto_there_is_nothing_to_choose():
     plain = family(num_quantiles=9)
     assert (plain.state(), plain.adapt({}), plain.target_statistics({})) == ({}, {}, {})
+    with pytest.raises(ValueError, match="keeps no state"):
+        plain.load_state(family(num_quantiles="auto").state())
 
 
 @pytest.mark.parametrize(

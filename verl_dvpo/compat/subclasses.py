@@ -112,6 +112,7 @@ _CRITIC = (
         why="nothing of size B*T*K may cross a process border",
     ),
     _override(
+<<<<<<< HEAD
         "verl.workers.engine_workers:TrainingWorker",
         _WORKER,
         "save_checkpoint load_checkpoint",
@@ -133,6 +134,8 @@ _CRITIC = (
 >>>>>>> 4ea05e5 (compat: the worker's checkpoints and the policy loss of FlowRL in the table)
     ),
     _override(
+=======
+>>>>>>> b0145d4 (The chooser's state is the family's state in the checkpoint)
         f"{_FSDP}:FSDPEngine",
         _ENGINE,
         "_build_module _build_lora_module _build_fsdp_module",

@@ -175,8 +175,8 @@ class DistributionalCriticWorker(TrainingWorker):
         if not self.engine.has_outputs:
             if self.family.state():
                 raise ValueError(
-                    "critic.value has a setting 'auto', but this rank, a pipeline stage before the last, sees no values "
-                    "to choose from; use one pipeline stage for the critic, or numbers in place of 'auto'"
+                    "critic.value has a setting 'auto', but this rank, a pipeline stage before the last, sees no "
+                    "values to choose from; use one pipeline stage for the critic, or numbers in place of 'auto'"
                 )
             return super().train_mini_batch(data)
         if self._kept is None:

@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,23 +195,31 @@ class Chooser:
         if len(self.risks) > 1:
             self.risk = min(self.risks, key=lambda risk: self.losses[f"risk_crps_{risk:g}"])
 
-    def state(self) -> dict[str, Any]:
-        """Everything that later choices depend on, ready for JSON; floats survive it to the bit."""
-        return {"losses": dict(self.losses), "updates": self.updates, "size": self.size, "risk": self.risk}
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later choices depend on, to the bit, with the candidates that it is of."""
+        numbers = {"losses": list(self.losses.values()), "risks": self.risks, "risk": self.risk}
+        counts = {"sizes": self.sizes, "size": self.size, "updates": self.updates}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()} | {
+            name: torch.tensor(value) for name, value in counts.items()
+        }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what ``state`` returned.
 
         Raises:
-            ValueError: it is that of other candidates.
+            ValueError: there is none, or it is that of other candidates.
         """
-        if list(state["losses"]) != self.names or state["size"] not in self.sizes or state["risk"] not in self.risks:
+        mine = (list(self.sizes), list(self.risks))
+        theirs = (state["sizes"].tolist(), state["risks"].tolist()) if state else None
+        if theirs != mine:
+            found = "there is none" if theirs is None else f"it has the levels {theirs[0]} and the risks {theirs[1]}"
             raise ValueError(
-                f"auto has the candidates {self.names}; the state to load is that of {list(state['losses'])} with "
-                f"{state['size']} levels and risk {state['risk']}; resume with the same settings"
+                f"auto has the levels {mine[0]} and the risks {mine[1]}; a state of the same is allowed; {found}; "
+                "resume with the settings of that run, or start anew"
             )
-        self.losses, self.updates = dict(state["losses"]), int(state["updates"])
-        self.size, self.risk = int(state["size"]), float(state["risk"])
+        self.losses = dict(zip(self.names, state["losses"].tolist(), strict=True))
+        self.updates, self.size = int(state["updates"]), int(state["size"])
+        self.risk = float(state["risk"])
 
 
 def _is_number(value: object) -> bool:

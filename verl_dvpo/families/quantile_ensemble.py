@@ -271,15 +271,16 @@ class QuantileEnsembleFamily(SampledFamily):
         self._follow()
         return {f"auto/{name}": value for name, value in self.chooser.chosen.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Tensor]:
         """With ``auto`` the chooser's state, else nothing."""
         return {} if self.chooser is None else self.chooser.state()
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes over a chooser's state; raises ValueError where it has other candidates."""
-        if self.chooser is not None:
-            self.chooser.load_state(state)
-            self._follow()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a chooser's state; raises ValueError where it has other candidates, or nothing is ``auto``."""
+        if self.chooser is None:
+            return super().load_state(state)
+        self.chooser.load_state(state)
+        return self._follow()
 
     def init_head(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
         """Draws each head on its own; its M quantiles share a weight and differ by an ascending bias. (ours)
@@ -298,6 +299,7 @@ class QuantileEnsembleFamily(SampledFamily):
     def start_at(self, weight: Tensor, bias: Tensor, value_weight: Tensor, value_bias: Tensor) -> bool:
         """Moves the mean of the quantiles to the value; heads and quantiles keep their first distances from it."""
         return move_to_value(weight, bias, value_weight, value_bias)
+
 
 def _chooser(config: QuantileEnsembleConfig, levels: Tensor) -> Chooser | None:
     """What chooses in training; None where nothing is ``auto``."""
