@@ -112,11 +112,9 @@ _CRITIC = (
         why="nothing of size B*T*K may cross a process border",
     ),
     _override(
-<<<<<<< HEAD
         "verl.workers.engine_workers:TrainingWorker",
         _WORKER,
         "save_checkpoint load_checkpoint",
-<<<<<<< HEAD
         what="a manifest is written last, and everything is checked against it before anything loads",
         why="verl loads whatever is there, part by part",
         relies_on=("verl.utils.checkpoint.fsdp_checkpoint_manager:FSDPCheckpointManager.save_checkpoint",),
@@ -128,14 +126,8 @@ _CRITIC = (
         what="verl's files are read as data",
         why="verl asks torch.load for pickles, which run what they hold",
         relies_on=("verl.utils.checkpoint.fsdp_checkpoint_manager:FSDPCheckpointManager.load_checkpoint",),
-=======
-        what="a checkpoint also holds what the family has chosen in training",
-        why="verl's engine saves weights, optimiser and schedule, and has no place for more",
->>>>>>> 4ea05e5 (compat: the worker's checkpoints and the policy loss of FlowRL in the table)
     ),
     _override(
-=======
->>>>>>> b0145d4 (The chooser's state is the family's state in the checkpoint)
         f"{_FSDP}:FSDPEngine",
         _ENGINE,
         "_build_module _build_lora_module _build_fsdp_module",
