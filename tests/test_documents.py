@@ -17,7 +17,7 @@ PAGES = sorted(
         *ROOT.glob("verl_dvpo/**/*.md"),
     ]
 )
-SECTIONS = ("1", "2", "3", "4", "5", "6", "7", "7b", "8")
+SECTIONS = ("1", "2", "3", "4", "5", "6", "7", "7b", "7c", "7d", "8")
 
 
 def definitions() -> set[str]:

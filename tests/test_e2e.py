@@ -83,6 +83,10 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
         assert record["actor/grad_norm"] >= 0
         assert {"critic/score/mean", "response_length/mean", "timing_s/gen", "timing_s/update_actor"} <= record.keys()
     with_critic = compose_config("dvpo_trainer", f"algorithm={algorithm}").critic.enable
+    if algorithm == "flowrl":
+        # The first mini-batch has w = 1, and the residual of the first step is far from 0: beta is 15.
+        assert all(0 < record["actor/flowrl_weight"] <= 1.2 for record in records)
+        assert all(record["actor/pg_loss"] > 0 for record in records)
     if not with_critic:
         assert not any("vf_loss" in name for name in records[0])
         return
@@ -132,15 +136,27 @@ def test_two_steps_of_a_critic_of_another_package(demo, tmp_path, monkeypatch):
     assert second != first
 
 
-@pytest.mark.parametrize("algorithm", ["dvpo", "dfpo"])
-def test_a_run_that_was_stopped_goes_on_where_it_was(algorithm, demo, tmp_path):
+#: A critic that chooses in training, each time.
+CHOOSING = (
+    "dvpo_calibrated",
+    "critic.value.num_quantiles=auto",
+    "critic.value.risk_form=readout",
+    "critic.value.coef.risk=auto",
+    "critic.value.auto.sizes=[1,3,9]",
+    "critic.value.auto.tolerance=0.5",
+    "critic.value.auto.every=1",
+)
+
+
+@pytest.mark.parametrize("choice", [("dvpo",), ("dfpo",), CHOOSING], ids=lambda choice: choice[0])
+def test_a_run_that_was_stopped_goes_on_where_it_was(choice, demo, tmp_path):
     """Step 3 from the checkpoint of step 2, with a KL penalty in the reward, equals step 3 of a run that went on.
 
     To the bit, sampled answers and draws of targets included: another process, other orders of arrival, same numbers.
     """
     kl = ["algorithm.use_kl_in_reward=true", "algorithm.rollout_correction.bypass_mode=false"]
     keep = ["trainer.save_freq=2", "trainer.max_actor_ckpt_to_keep=2", "trainer.max_critic_ckpt_to_keep=2"]
-    choices = [f"algorithm={algorithm}", "trainer.total_training_steps=3", *keep, *kl]
+    choices = [f"algorithm={choice[0]}", "trainer.total_training_steps=3", *keep, *kl, *choice[1:]]
     _, first, second, third = steps(demo, tmp_path, *choices)
     assert first["training/rollout_probs_diff_max"] < 1e-5  # sampler and trainer are one model
     assert "actor/reward_kl_penalty" in first
@@ -162,6 +178,9 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(algorithm, demo, tmp_path):
         if value != again.get(name) and not name.startswith(of_the_machine)
     } == {}
     assert third["actor/grad_norm"] > 0
+    if choice == CHOOSING:
+        assert {"critic/auto/num_quantiles", "critic/auto/risk"} <= third.keys()
+        assert second["critic/auto/num_quantiles"] < 9  # what step 3 starts with was chosen, not given
 
 
 def test_a_dialogue_is_trained_on_what_the_policy_said(tmp_path):

@@ -143,6 +143,26 @@ def test_one_answer_per_prompt_has_no_group():
     np.testing.assert_allclose(advantages.numpy()[mask > 0], whitened(raw, mask)[mask > 0], rtol=1e-4, atol=1e-5)
 
 
+def test_an_adaptive_cvar_has_one_level_for_the_batch():
+    """It is verl's GAE of the blend, and the level is logged; whatever stands at masked tokens is ignored."""
+    rewards, mask, values = batch()
+    rng = torch.Generator().manual_seed(8)
+    fields = {f"value_cvar_{n}": torch.randn(7, 12, generator=rng) for n in (10, 25, 50)}
+    spread, apart = torch.rand(2, 7, 12, generator=rng)
+    fields |= {"value_sigma": spread.masked_fill(mask == 0, 0.0), "value_disagreement": apart * mask + 9.0 * (1 - mask)}
+    advantages, returns, metrics = weighted({"readout": "cvar", "readout_level": "auto"}, **fields)
+    known = (spread**2 * mask).sum() / ((spread**2 + apart**2) * mask).sum()
+    level = metrics["advantages/readout_level"]
+    assert level == pytest.approx(known.item(), rel=1e-5)
+    assert 0.25 < level < 0.5 or 0.5 < level < 1.0
+    low, high = ("value_cvar_25", "value_cvar_50") if level < 0.5 else ("value_cvar_50", None)
+    share = (level - 0.25) / 0.25 if level < 0.5 else (level - 0.5) / 0.5
+    blend = (1 - share) * fields[low] + share * (fields[high] if high else values)
+    expected, _ = compute_gae_advantage_return(rewards, blend, mask, 1.0, 0.9)
+    torch.testing.assert_close(advantages, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(returns, compute_gae_advantage_return(rewards, values, mask, 1.0, 0.9)[1])
+
+
 def test_a_readout_is_the_actors_value_and_not_that_of_the_returns():
     readout = torch.randn(7, 12, generator=torch.Generator().manual_seed(8))
     advantages, returns, _ = weighted({"readout": "median"}, value_readout=readout)

@@ -22,6 +22,7 @@ from verl_dvpo.noise.config import noise_config
 
 TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
 CRITIC_PACKAGE = "verl_dvpo."
+ESTIMATORS = ("dvpo", "flowrl")
 
 
 def check(config: DictConfig) -> None:
@@ -42,8 +43,10 @@ def check(config: DictConfig) -> None:
     if not (_uses_mode(config) or _uses_estimator(config) or _uses_critic(config)):
         return
     from verl_dvpo.estimator import check_options
+    from verl_dvpo.flowrl import check_flowrl
 
     _check_trainer(config)
+    check_flowrl(config)
     _check_mini_batches(config, _has_critic(config))
     _check_data_files(config)
     _check_model(config.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", None)
@@ -62,7 +65,7 @@ def _uses_mode(config: DictConfig) -> bool:
 
 
 def _uses_estimator(config: DictConfig) -> bool:
-    return bool(config.algorithm.adv_estimator == "dvpo")
+    return config.algorithm.adv_estimator in ESTIMATORS
 
 
 def _uses_critic(config: DictConfig) -> bool:
@@ -77,18 +80,20 @@ def _has_critic(config: DictConfig) -> bool:
 
 def _check_trainer(config: DictConfig) -> None:
     """Refuses our estimator and our critics under verl's trainers, and the estimator without a critic."""
-    mode = config.trainer.v1.trainer_mode
+    mode, estimator = config.trainer.v1.trainer_mode, config.algorithm.adv_estimator
     if not _uses_mode(config):
         what = (
-            "algorithm.adv_estimator=dvpo" if _uses_estimator(config) else f"critic._target_={config.critic._target_}"
+            f"algorithm.adv_estimator={estimator}"
+            if _uses_estimator(config)
+            else f"critic._target_={config.critic._target_}"
         )
         raise ValueError(
             f"trainer.v1.trainer_mode is {mode!r}; {what} allows {', '.join(TRAINER_MODES)}; "
-            "put algorithm=dvpo on the command line, which sets both"
+            f"put algorithm={estimator if _uses_estimator(config) else 'dvpo'} on the command line, which sets both"
         )
     if _uses_estimator(config) and not config.critic.enable:
         raise ValueError(
-            f"critic.enable is {config.critic.enable!r}; algorithm.adv_estimator=dvpo allows True; "
+            f"critic.enable is {config.critic.enable!r}; algorithm.adv_estimator={estimator} allows True; "
             "set critic.enable=true, or choose an estimator without a critic"
         )
 

@@ -30,10 +30,12 @@ from verl.workers.utils.padding import response_to_nested
 from verl_dvpo.compat.start import check_version
 from verl_dvpo.critic.readings import OPTIONS
 from verl_dvpo.estimator import advantage_config
+from verl_dvpo.flowrl import NAME as FLOWRL
+from verl_dvpo.flowrl import flowrl_rewards
 from verl_dvpo.saved.facts import run_facts
 
 #: The estimators that get the critic's values from the trainer.
-ESTIMATORS = ("dvpo",)
+ESTIMATORS = ("dvpo", FLOWRL)
 
 #: The fields of a sample that verl's engines read. A worker call that names none fetches all, and what the rollout
 #: keeps beside tensors (prompts as text, the reward's ground truth, metrics) costs more than the model's passes do.
@@ -166,6 +168,10 @@ class DistributionalCriticMixin(PPOTrainer):
                 data, kl_ctrl=self.kl_ctrl_in_reward, kl_penalty=self.config.algorithm.kl_penalty
             )
             metrics.update(kl_metrics)
+            outputs.append("token_level_rewards")
+        if self.config.algorithm.adv_estimator == FLOWRL:
+            rewards = flowrl_rewards(data.batch, data.non_tensor_batch["uid"], self.config.algorithm)
+            data.batch["token_level_rewards"] = rewards
             outputs.append("token_level_rewards")
 
         # 3. importance weights between rollout and trainer, where asked for

@@ -23,6 +23,7 @@ EVERY = {
     "median": AdvantageConfig(readout="median"),
     "trimmed": AdvantageConfig(readout="trimmed", readout_level=0.2),
     "cvar": AdvantageConfig(readout="cvar", readout_level=0.4),
+    "cvar auto": AdvantageConfig(readout="cvar", readout_level="auto"),
 }
 
 
@@ -38,18 +39,20 @@ def expected_of(heads: np.ndarray, options: AdvantageConfig) -> dict[str, np.nda
     def at(level: float) -> np.ndarray:
         return np.quantile(points, level, axis=-1, method="hazen")
 
-    cut = round(options.readout_level * points.shape[-1])
+    level = 1.0 if options.readout_level == "auto" else options.readout_level
     readouts = {
         "median": np.median(points, -1),
-        "trimmed": stats.trim_mean(points, options.readout_level, axis=-1),
-        "cvar": points[:, : max(cut, 1)].mean(-1),
+        "trimmed": stats.trim_mean(points, min(level, 0.49), axis=-1),
+        "cvar": points[:, : max(round(level * points.shape[-1]), 1)].mean(-1),
     }
+    often = points.repeat(20, axis=-1)  # a level may end within a point's share
     every = {
         "value_sigma": (at(0.84) - at(0.16)) / 2,
         "value_low": at(options.reward_low),
         "value_high": at(options.reward_high),
         "value_disagreement": heads.mean(-1).std(-1),
         "value_readout": readouts.get(options.readout),
+        **{f"value_cvar_{n}": often[:, : n * often.shape[-1] // 100].mean(-1) for n in (10, 25, 50)},
     }
     return {name: every[name] for name in options.fields}
 
@@ -156,6 +159,8 @@ def test_a_gate_needs_heads_that_can_disagree():
     one = build_family(family_settings("quantile_ensemble", num_heads=1))
     with pytest.raises(ValueError, match=r"algorithm.value.reward is 'gated'; its gain needs heads that can disagree"):
         check_readings(one, EVERY["gated"], "quantile_ensemble")
+    with pytest.raises(ValueError, match=r"its level needs heads .* set .*num_heads to 2 or more, or .*readout_level"):
+        check_readings(one, EVERY["cvar auto"], "quantile_ensemble")
     check_readings(one, AdvantageConfig(reward="gated", gate_gain=0.5), "quantile_ensemble")
     check_readings(one, EVERY["precision"], "quantile_ensemble")
     check_readings(build_family(family_settings("quantile_ensemble")), EVERY["gated"], "quantile_ensemble")

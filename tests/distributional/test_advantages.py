@@ -330,6 +330,11 @@ def test_nothing_carries_a_gradient_and_inputs_stay_as_they_were():
         ({"gate_gain": 1.1}, r"gate_gain is 1.1; it must be null or a number in \[0, 1\]"),
         ({"readout": "mode"}, "readout is 'mode'; it must be one of mean, median, trimmed, cvar"),
         ({"readout_level": 0}, r"readout_level is 0; it must be in \(0, 1\]"),
+        (
+            {"readout": "trimmed", "readout_level": "auto"},
+            "readout_level is 'auto'; 'auto' is a level of readout 'cvar'",
+        ),
+        ({"readout": "cvar", "readout_level": "low"}, "readout_level is 'low'; it must be in"),
         ({"readout": "trimmed", "readout_level": 0.5}, "readout_level is 0.5; with readout 'trimmed' it must be in"),
         ({"lam_actor": "long"}, r"lam_actor is 'long'; it must be null, a number in \[0, 1\] or 'length'"),
         ({"lam_actor": True}, "lam_actor is True; it must be null"),

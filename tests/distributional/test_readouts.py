@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from verl_dvpo.distributional.readouts import read_out, readout_weights
+from verl_dvpo.distributional.readouts import cvar_between, cvar_level, read_out, readout_weights
 from verl_dvpo.distributional.returns import distributional_gae
 
 
@@ -60,6 +60,28 @@ def test_a_readout_commutes_with_distributional_gae(readout, level):
     _, got = distributional_gae(rewards, value[:, :, None], mask, gamma=gamma, lam=lam)
     torch.testing.assert_close(got, expected)
     assert got.abs().sum() > 1
+
+
+def test_the_level_of_cvar_is_the_known_share_of_the_variance():
+    mask = torch.tensor([[1, 0, 1], [1, 0, 0]])
+    disagreement = torch.tensor([[1.0, 50.0, 2.0], [0.0, 7.0, 7.0]])
+    sigma = torch.tensor([[2.0, 0.0, 1.0], [3.0, 0.0, 0.0]])
+    assert cvar_level(disagreement, sigma, mask).item() == pytest.approx(1 - 5 / (5 + 14))
+    assert cvar_level(0 * disagreement, sigma, mask).item() == 1.0
+    assert cvar_level(disagreement, 0 * sigma, mask).item() == pytest.approx(0.1)
+    assert cvar_level(0 * disagreement, 0 * sigma, mask).item() == 1.0
+    assert cvar_level(disagreement, sigma, 0 * mask).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(0.1, 1.0), (0.175, 1.5), (0.25, 2.0), (0.3, 2.2), (0.5, 3.0), (0.6, 3.8), (1.0, 7.0)],
+)
+def test_cvar_between_its_levels(level, expected):
+    values = torch.full((2, 3), 7.0)
+    fields = {f"value_cvar_{n}": torch.full((2, 3), v) for n, v in ((10, 1.0), (25, 2.0), (50, 3.0))}
+    found = cvar_between(torch.tensor(level, dtype=torch.float64), values, fields)
+    torch.testing.assert_close(found, torch.full((2, 3), expected))
 
 
 def test_a_median_of_the_advantages_does_not_commute():

@@ -138,6 +138,14 @@ _EVERYWHERE = (
         why="verl's estimators get no values from its trainers, but for gae",
     ),
     Entry(
+        symbol="verl.trainer.ppo.core_algos:register_policy_loss",
+        kind=Kind.REGISTER,
+        ours="verl_dvpo.flowrl",
+        moment=Moment.IMPORT,
+        what="the policy loss and the advantage estimator flowrl",
+        why="verl has neither",
+    ),
+    Entry(
         symbol=f"{_TRAINER}:register_trainer",
         kind=Kind.REGISTER,
         ours="verl_dvpo.trainer",

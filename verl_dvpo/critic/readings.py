@@ -7,7 +7,7 @@ Shape legend: D outputs of the head per token, L response tokens laid end to end
 import torch
 from torch import Tensor
 
-from verl_dvpo.distributional.advantage_config import SIGMA_LEVELS, AdvantageConfig
+from verl_dvpo.distributional.advantage_config import CVAR_LEVELS, SIGMA_LEVELS, AdvantageConfig
 from verl_dvpo.distributional.metrics import population_std
 from verl_dvpo.distributional.readouts import read_out
 from verl_dvpo.families.base import SampledFamily, ValueFamily
@@ -25,7 +25,7 @@ def read_states(family: ValueFamily, outputs: Tensor, options: AdvantageConfig) 
 
     ``value_sigma`` is half the distance between the 16 % and the 84 % quantile, ``value_low`` and ``value_high`` are
     the quantiles at ``reward_low`` and ``reward_high``, ``value_disagreement`` is the standard deviation of the value
-    over the heads, ``value_readout`` the readout.
+    over the heads, ``value_readout`` the readout, ``value_cvar_10`` and so on CVaR at ``CVAR_LEVELS``.
 
     Args:
         family: the critic's family.
@@ -49,7 +49,11 @@ def read_states(family: ValueFamily, outputs: Tensor, options: AdvantageConfig) 
     if "value_disagreement" in fields:
         found["value_disagreement"] = population_std(family.head_values(outputs), -1)
     if "value_readout" in fields:
+        assert options.readout_level != "auto"
         found["value_readout"] = read_out(_points(family, outputs), options.readout, options.readout_level)
+    if options.adapts_readout:
+        points = _points(family, outputs)
+        found |= {name: read_out(points, "cvar", level) for name, level in CVAR_LEVELS.items()}
     return found
 
 
@@ -76,9 +80,10 @@ def check_readings(family: ValueFamily, options: AdvantageConfig, name: str) -> 
             "all equal; choose a distributional family such as quantile_ensemble"
         )
     if "value_disagreement" in options.fields and family.head_values(outputs).shape[-1] < 2:
+        what, field = ("level", "readout_level") if options.adapts_readout else ("gain", "gate_gain")
         raise ValueError(
-            f"{chosen}; its gain needs heads that can disagree; critic.value.family is {name!r} with one head; set "
-            "critic.value.num_heads to 2 or more, or algorithm.value.gate_gain to a number"
+            f"{chosen}; its {what} needs heads that can disagree; critic.value.family is {name!r} with one head; set "
+            f"critic.value.num_heads to 2 or more, or algorithm.value.{field} to a number"
         )
 
 

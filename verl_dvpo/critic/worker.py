@@ -173,6 +173,11 @@ class DistributionalCriticWorker(TrainingWorker):
             RuntimeError: no inference pass went before, or it saw another batch.
         """
         if not self.engine.has_outputs:
+            if self.family.state():
+                raise ValueError(
+                    "critic.value has a setting 'auto', but this rank, a pipeline stage before the last, sees no "
+                    "values to choose from; use one pipeline stage for the critic, or numbers in place of 'auto'"
+                )
             return super().train_mini_batch(data)
         if self._kept is None:
             raise RuntimeError(
@@ -194,6 +199,7 @@ class DistributionalCriticWorker(TrainingWorker):
         output = super().train_mini_batch(data)
         if self._shares is not None:
             metrics |= {f"critic/share/{k}": v for k, v in self._shares.shares(self._sum_over_ranks).items()}
+        metrics |= {f"critic/{name}": value for name, value in self.family.adapt(target_means).items()}
         self._kept = self._targets = self._shares = None
         if output is None:
             return output

@@ -14,10 +14,10 @@ def check_unit_interval(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; it must be in [0, 1]")
 
 
-def check_not_negative(name: str, value: float) -> None:
-    """Raises ValueError unless value is finite and ≥ 0."""
-    if not (value >= 0.0 and math.isfinite(value)):
-        raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
+def check_not_negative(name: str, value: object) -> None:
+    """Raises ValueError unless value is a finite number ≥ 0."""
+    if not (isinstance(value, int | float) and value >= 0.0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
 
 
 def as_compute(name: str, values: torch.Tensor) -> torch.Tensor:

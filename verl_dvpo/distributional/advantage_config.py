@@ -15,6 +15,10 @@ READOUTS = ("mean", "median", "trimmed", "cvar")
 SIGMA_LEVELS = (0.16, 0.84)
 
 
+#: Levels of CVaR whose values the critic hands over for ``readout_level: auto``: field -> level. 1 is the value itself.
+CVAR_LEVELS = {"value_cvar_10": 0.1, "value_cvar_25": 0.25, "value_cvar_50": 0.5}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:
     """Options of the actor's advantage (ours, docs/advantages.md); the defaults are those of DVPO and of PPO.
@@ -33,7 +37,8 @@ class AdvantageConfig:
         gate_gain: K in [0, 1] of ``gated``; None computes K from the heads' disagreement against the spread.
         readout: what the actor takes for V(s): ``mean``, ``median``, ``trimmed`` (the mean without ``readout_level`` of
             the distribution at each end) or ``cvar`` (the mean of the lowest ``readout_level``).
-        readout_level: in (0, 0.5) for ``trimmed``, in (0, 1] for ``cvar``; a share of the distribution.
+        readout_level: in (0, 0.5) for ``trimmed``, in (0, 1] for ``cvar``; a share of the distribution. ``auto`` with
+            ``cvar``: from the heads' disagreement against the spread in each batch.
         lam_actor: λ of the actor's advantage: None takes ``algorithm.lam``; a number in [0, 1]; ``length`` takes
             1 − 1/(length_alpha·length) for each response (VAPO).
         length_alpha: α > 0 of that formula; 0.05 in VAPO.
@@ -51,7 +56,7 @@ class AdvantageConfig:
     reward_widening: float = 0.0
     gate_gain: float | None = None
     readout: str = "mean"
-    readout_level: float = 0.25
+    readout_level: float | Literal["auto"] = 0.25
     lam_actor: float | Literal["length"] | None = None
     length_alpha: float = 0.05
 
@@ -83,8 +88,12 @@ class AdvantageConfig:
 
     def _check_readout(self) -> None:
         level = self.readout_level
+        if level == "auto":
+            if self.readout != "cvar":
+                _refuse("readout_level", level, "'auto' is a level of readout 'cvar'; choose that, or a number")
+            return
         if not (_within(level, 0.0, 1.0) and level > 0.0):
-            _refuse("readout_level", level, "it must be in (0, 1]")
+            _refuse("readout_level", level, "it must be in (0, 1], or 'auto' with readout 'cvar'")
         if self.readout == "trimmed" and level >= 0.5:
             _refuse("readout_level", level, "with readout 'trimmed' it must be in (0, 0.5)")
 
@@ -94,16 +103,26 @@ class AdvantageConfig:
         return (self.weighting, self.reward, self.readout, self.lam_actor) == ("none", "raw", "mean", None)
 
     @property
+    def adapts_readout(self) -> bool:
+        """True where each batch has a level of CVaR of its own."""
+        return self.readout == "cvar" and self.readout_level == "auto"
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The (B, T) fields beside ``values`` that the chosen options need of the critic; none for most of them."""
         gates = self.reward == "gated" and self.gate_gain is None
         winsorises = self.reward == "winsorised"
+        adapts = self.adapts_readout
         needed = {
-            "value_sigma": self.weighting == "precision" or gates or (winsorises and self.reward_widening > 0),
+            "value_sigma": self.weighting == "precision"
+            or gates
+            or adapts
+            or (winsorises and self.reward_widening > 0),
             "value_low": winsorises,
             "value_high": winsorises,
-            "value_disagreement": gates,
-            "value_readout": self.readout != "mean",
+            "value_disagreement": gates or adapts,
+            "value_readout": self.readout != "mean" and not adapts,
+            **dict.fromkeys(CVAR_LEVELS, adapts),
         }
         return tuple(name for name, is_needed in needed.items() if is_needed)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._checks import check_unit_interval
 from .advantage_config import AdvantageConfig
+from .readouts import cvar_between, cvar_level
 from .returns import _next_valid, _scan
 
 
@@ -66,8 +67,9 @@ def actor_advantages(
         raise ValueError(f"fields has {sorted(fields)}; these options of the advantage also need {missing}")
     if config.weighting == "group_std" and groups is None:
         raise ValueError("groups is None; weighting 'group_std' needs the number of each response's prompt")
-    baseline = values if config.readout == "mean" else fields["value_readout"]
+    baseline, read = _baseline(values, mask, config, fields)
     changed, metrics = _changed_rewards(rewards, baseline, mask, config, fields)
+    metrics |= read
     trace = _trace(mask, config, lam)
     if isinstance(trace, Tensor):
         metrics["advantages/lam"] = trace.mean()
@@ -82,6 +84,17 @@ def actor_advantages(
         advantages = advantages * weights
         metrics["advantages/effective_share"] = effective_share(weights, mask)
     return ActorAdvantages(advantages, metrics)
+
+
+def _baseline(
+    values: Tensor, mask: Tensor, config: AdvantageConfig, fields: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if config.readout == "mean":
+        return values, {}
+    if not config.adapts_readout:
+        return fields["value_readout"], {}
+    level = cvar_level(fields["value_disagreement"], fields["value_sigma"], mask)
+    return cvar_between(level, values, fields), {"advantages/readout_level": level}
 
 
 def _changed_rewards(

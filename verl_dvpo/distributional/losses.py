@@ -122,7 +122,12 @@ def risk_averse_weights(levels: torch.Tensor, config: DVPOLossConfig) -> torch.T
         (M,) float64 with mean 1, not ascending; all 1 for ``separable``.
     """
     share = config.coef["risk"] if config.risk_form == "readout" else 0.0
-    return 1.0 + share * (risk_weights(levels, config.risk_temperature) - 1.0)
+    return spectral_weights(levels, config.risk_temperature, share)
+
+
+def spectral_weights(levels: torch.Tensor, temperature: float, share: float) -> torch.Tensor:
+    """Computes (1 − c) + c·w_j with c = ``share`` in [0, 1] and w of ``risk_weights``: (M,) -> (M,) float64, mean 1."""
+    return 1.0 + share * (risk_weights(levels, temperature) - 1.0)
 
 
 def head_consistency(quantiles: torch.Tensor, mean_head: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,12 @@ Shapes: M equally weighted points of a distribution, ascending, at the levels (2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from .advantage_config import READOUTS
+from .advantage_config import CVAR_LEVELS, READOUTS
 
 
 def readout_weights(size: int, readout: str, level: float) -> Tensor:
@@ -62,3 +64,44 @@ def read_out(points: Tensor, readout: str, level: float) -> Tensor:
     """V_w = Σ_j w_j θ_j with the weights of ``readout_weights``: (..., M) ascending -> (...), in units of the value."""
     weights = readout_weights(points.shape[-1], readout, level).to(points)
     return points @ weights
+
+
+def cvar_level(disagreement: Tensor, sigma: Tensor, mask: Tensor) -> Tensor:
+    """Takes the level of CVaR from a batch: α = max(α_0, 1 − K), K = Σε²/Σ(ε² + σ²) over valid tokens (ours).
+
+    K is the share of the variance of a return that comes from what the critic does not know. Heads that agree give α =
+    1, the mean; heads that disagree by more than the returns spread give the lowest level α_0 of ``CVAR_LEVELS``. One
+    level for all states keeps the weights fixed, so the readout commutes with GAE.
+
+    Args:
+        disagreement: (B, T) ε, standard deviation of the value over the critic's heads, >= 0.
+        sigma: (B, T) σ, spread of the state's distribution, >= 0.
+        mask: (B, T) of 0 and 1, any dtype.
+
+    Returns:
+        a float64 scalar in [α_0, 1]; 1 where all are 0, or no token is valid.
+    """
+    unknown = disagreement.double().square().masked_fill(mask == 0, 0.0).sum()
+    total = unknown + sigma.double().square().masked_fill(mask == 0, 0.0).sum()
+    share = torch.where(total > 0, unknown / total, 0.0)
+    return (1.0 - share).clamp_min(min(CVAR_LEVELS.values()))
+
+
+def cvar_between(level: Tensor, values: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+    """Reads CVaR at a level between those of ``CVAR_LEVELS`` and 1, by linear interpolation in the level (ours).
+
+    It is a sum of two readouts with fixed weights, so its weights over levels are fixed as well, and sum to 1.
+
+    Args:
+        level: scalar in [α_0, 1].
+        values: (B, T) the value itself, which stands at level 1.
+        fields: name -> (B, T) for each of ``CVAR_LEVELS``.
+
+    Returns:
+        (B, T) in units of the value.
+    """
+    knots = torch.tensor([*CVAR_LEVELS.values(), 1.0], dtype=torch.float64, device=level.device)
+    stacked = torch.stack([*(fields[name] for name in CVAR_LEVELS), values])
+    above = torch.searchsorted(knots, level.double()).clamp(1, len(knots) - 1)
+    share = (level - knots[above - 1]) / (knots[above] - knots[above - 1])
+    return torch.lerp(stacked[above - 1], stacked[above], share.to(values.dtype))

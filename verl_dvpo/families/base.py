@@ -116,7 +116,7 @@ class ValueFamily(ABC):
 
     The worker calls, once an update: ``keep`` and ``statistics`` on each micro-batch of the inference pass,
     ``values_from_kept`` for the values that the actor sees, ``build_targets`` on what was kept, ``multipliers`` and
-    ``target_statistics`` on those targets, then ``loss`` and ``value`` on every micro-batch.
+    ``target_statistics`` on those targets, then ``loss`` and ``value`` on every micro-batch, and ``adapt`` at the end.
     """
 
     #: The settings that ``__init__`` takes.
@@ -250,6 +250,20 @@ class ValueFamily(ABC):
             False, and nothing moved, where the family's value is no linear function of the hidden state.
         """
         return False
+
+    def adapt(self, statistics: Mapping[str, float]) -> dict[str, float]:
+        """Chooses anew what the family chooses in training; nothing for most families.
+
+        Called once an update, after it, with the same numbers on every rank. What later choices depend on belongs into
+        ``state``.
+
+        Args:
+            statistics: those of ``target_statistics``, averaged over all valid tokens of the update and all ranks.
+
+        Returns:
+            metric name -> what is chosen now; logged as ``critic/<name>``.
+        """
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Returns what the family has learned or counted beside the head, for a checkpoint; nothing for most.

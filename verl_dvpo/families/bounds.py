@@ -5,10 +5,13 @@ import math
 from collections.abc import Collection
 
 
-def require_integer(name: str, value: object, *, least: int) -> None:
-    """Raises ValueError unless ``value`` is an integer of at least ``least``."""
+def require_integer(name: str, value: object, *, least: int, other: str = "") -> None:
+    """Raises ValueError unless ``value`` is an integer of at least ``least``, or the word ``other``."""
+    if other and value == other:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}")
+        or_other = f", or {other!r}" if other else ""
+        raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}{or_other}")
 
 
 def require_at_least(name: str, value: object, least: float) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 
+import numpy as np
 import torch
 
 from verl_dvpo.bench.common import Progress
@@ -17,7 +18,7 @@ from verl_dvpo.distributional.config import DEFAULT_COEF, LEVEL_TERMS
 
 from .metrics import evaluate, true_samples
 from .process import PROCESSES, bernoulli_walk
-from .registry import BASES, FAMILIES, FORMS, KAPPAS, LOWERED, NUM_HEADS, NUM_QUANTILES, TARGETS, setup
+from .registry import BASES, FAMILIES, FORMS, KAPPAS, LOWERED, NUM_HEADS, NUM_QUANTILES, RISKS, SIZES, TARGETS, setup
 from .spread import spreads
 from .training import TrainConfig, train
 
@@ -143,6 +144,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         longer=10,
         seeds=3,
     ),
+    "density": Experiment(
+        "The number of levels, given and chosen on returns not yet trained on", tuple(SIZES), _CLEAN_AND_HEAVY
+    ),
+    "risk": Experiment(
+        "The risk weight of the value, given and chosen on returns not yet trained on", tuple(RISKS), _ALL
+    ),
     "search": Experiment(
         "Every form of the constraints that was tried",
         tuple(
@@ -159,7 +166,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
 }
 #: Experiments that run only with ``--all`` or by name.
-EXTRA = ("terms_paper", "long_forms", "long_runaway", "search")
+EXTRA = ("terms_paper", "long_forms", "long_runaway", "density", "risk", "search")
 DEFAULT = ("spread", *(name for name in EXPERIMENTS if name not in EXTRA))
 
 
@@ -202,14 +209,17 @@ def jobs(names: Sequence[str], config: TrainConfig, seeds: Sequence[int]) -> Ite
 def run_job(job: Job) -> dict:
     """Trains one critic; returns its metrics, one number per seed, and the curve of the error of V, for the JSON."""
     torch.set_num_threads(1)
-    trained = train(
-        setup(job.critic).build(), PROCESSES[job.process](), noise=job.noise, seeds=job.seeds, config=job.config
-    )
+    build, process = setup(job.critic).build, PROCESSES[job.process]()
+    # A family that chooses in training makes one choice for all of its runs, so each seed gets its own.
+    groups = [[seed] for seed in job.seeds] if build().state() else [list(job.seeds)]
+    parts = [train(build(), process, noise=job.noise, seeds=group, config=job.config) for group in groups]
+    names = parts[0].metrics
+    chosen = [part.chosen for part in parts if part.chosen]
     return {
-        "metrics": {name: values.tolist() for name, values in trained.metrics.items()},
-        "at": trained.at,
-        "curve": trained.curve.T.tolist(),
-    }
+        "metrics": {name: np.concatenate([part.metrics[name] for part in parts]).tolist() for name in names},
+        "at": parts[0].at,
+        "curve": np.concatenate([part.curve for part in parts], 1).T.tolist(),
+    } | ({"chosen": chosen} if chosen else {})
 
 
 def run_spread(seeds: Sequence[int]) -> list[dict]:

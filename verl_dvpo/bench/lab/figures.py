@@ -37,6 +37,8 @@ def figures(result: dict, folder: Path) -> list[Path]:
         "forms": lambda r: _ratios(r, "forms"),
         "search": lambda r: _ratios(r, "search"),
         "families": _families,
+        "density": lambda r: _choices(r, "density"),
+        "risk": lambda r: _choices(r, "risk"),
         "long": lambda r: _long(r, "long"),
         "long_runaway": lambda r: _long(r, "long_runaway"),
         "long_forms": lambda r: _long(r, "long_forms"),
@@ -172,6 +174,31 @@ def _families(result: dict):
         axis.grid(axis="y", alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    return figure
+
+
+def _choices(result: dict, name: str):
+    """Draws the error of V of each candidate, and of the choice among them, over another metric that they move."""
+    experiment = EXPERIMENTS[name]
+    other = {"density": {"crps_excess": "CRPS excess [reward]"}, "risk": {"v_bias": "bias of V [reward]"}}
+    metrics = {"v_error": "error of V [reward]", **other[name]}
+    width = 3.4 * len(experiment.conditions)
+    figure, axes = plt.subplots(len(metrics), len(experiment.conditions), figsize=(width, 6), squeeze=False)
+    for row, (metric, unit) in zip(axes, metrics.items(), strict=True):
+        for axis, condition in zip(row, experiment.conditions, strict=True):
+            for base, colour, marker in (("sr", BLUE, "s"), ("paper", GREEN, "o")):
+                mine = [critic for critic in experiment.critics if critic.startswith(f"{base}, ")]
+                intervals = [t_interval(_metric(result, critic, condition, metric)) for critic in mine]
+                places = np.arange(len(mine)) + (0.12 if base == "paper" else -0.12)
+                label = BASE_LABELS[base]
+                _errorbar(axis, places, intervals, color=colour, marker=marker, linestyle="none", label=label)
+                axis.set_xticks(range(len(mine)), [critic.split()[-1] for critic in mine])
+            axis.set(title=CONDITIONS[condition], ylim=(None if metric == "v_bias" else 0, None))
+        row[0].set_ylabel(unit)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=2, bbox_to_anchor=(0.5, 1.0))
+    figure.supxlabel({"density": "levels M", "risk": "risk weight c"}[name])
     figure.tight_layout()
     return figure
 

@@ -34,20 +34,23 @@ METRICS = {
 }
 
 
-def evaluate(samples: Array, process: TokenProcess, noise: str = "clean") -> dict[str, Array]:
+def evaluate(
+    samples: Array, process: TokenProcess, noise: str = "clean", *, values: Array | None = None
+) -> dict[str, Array]:
     """Returns all metrics of ``METRICS``.
 
     Args:
         samples: (R, S, K) equally weighted points of each state's value, ascending.
         process: the clean process.
         noise: corruption of the rewards, one of ``process.NOISES``.
+        values: (R, S) the value that the actor sees; None for the samples' mean.
 
     Returns:
         name -> (R,).
     """
     truth, atoms, weight = process.truth(), process.atoms, process.visits()
     seen = process.corrupted(noise).truth() @ atoms
-    mean = samples.mean(-1)
+    mean = samples.mean(-1) if values is None else values
     clean = truth @ atoms
     low_true, up_true = true_tail_means(truth, atoms)
     k = max(1, int(TAIL * samples.shape[-1] + 0.5))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from verl_dvpo.distributional import CONSTRAINT_TERMS, TERMS
+from verl_dvpo.distributional.automatic import AUTO, AutoConfig
 from verl_dvpo.distributional.config import DEFAULT_COEF, DEFAULT_LEVEL_COEF, LEVEL_TERMS
 from verl_dvpo.families.base import ValueFamily
 from verl_dvpo.families.quantile_ensemble import QuantileEnsembleConfig, QuantileEnsembleFamily
@@ -48,18 +49,22 @@ def quantiles(
     coef: Mapping[str, float] = OFF,
     constraint: str = "batch",
     statistics: str = "value",
+    num_quantiles: int | str = NUM_QUANTILES,
+    risk: float | str | None = None,
 ) -> QuantileEnsembleFamily:
-    """Returns a quantile ensemble; terms that ``coef`` does not name are off."""
+    """Returns a quantile ensemble; terms that ``coef`` does not name are off. ``risk`` is that of the readout."""
+    readout = {} if risk is None else {"risk": risk}
     return QuantileEnsembleFamily(
         QuantileEnsembleConfig(
             num_heads=NUM_HEADS,
-            num_quantiles=NUM_QUANTILES,
+            num_quantiles=num_quantiles,
             levels=levels,
             target=TARGETS[target],
             kappa=kappa,
             constraint=constraint,
             constraint_statistics=statistics,
-            coef={**OFF, **coef},
+            risk_form="separable" if risk is None else "readout",
+            coef={**OFF, **coef, **readout},
         )
     )
 
@@ -170,7 +175,20 @@ def _ablations() -> dict[str, Setup]:
     return {name: Setup(build) for name, build in made.items()}
 
 
-SETUPS: dict[str, Setup] = FAMILIES | _ablations()
+#: What the automatic choices choose among, and the choices themselves.
+_WITH_AUTO: dict[str, tuple[Any, ...]] = {name: (*getattr(AutoConfig(), name), AUTO) for name in ("sizes", "risks")}
+SIZES = {
+    f"{base}, M {size}": Setup(partial(quantiles, **BASES[base], num_quantiles=size))
+    for base in ("sr", "paper")
+    for size in _WITH_AUTO["sizes"]
+}
+RISKS = {
+    f"{base}, risk {risk}": Setup(partial(quantiles, **BASES[base], risk=risk))
+    for base in ("sr", "paper")
+    for risk in _WITH_AUTO["risks"]
+}
+
+SETUPS: dict[str, Setup] = FAMILIES | _ablations() | SIZES | RISKS
 
 
 def setup(name: str) -> Setup:

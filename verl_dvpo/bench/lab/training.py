@@ -61,12 +61,21 @@ class TrainConfig:
 
 @dataclass
 class Trained:
-    """Result of training: metric name -> (R,), and ``curve`` (P, R), the error of V after ``at`` (P,) updates."""
+    """Result of training.
+
+    Attributes:
+        metrics: metric name -> (R,).
+        at: updates after which ``curve`` was recorded.
+        curve: (P, R) the error of V after ``at`` updates.
+        samples: (R, S, K) points of each state's value, ascending.
+        chosen: what a family that chooses in training had chosen after each of ``at``; empty for others.
+    """
 
     metrics: dict[str, Array]
     at: list[int]
     curve: Array
     samples: Array = field(repr=False)
+    chosen: list[dict[str, float]] = field(default_factory=list)
 
 
 class _Table(torch.nn.Module):
@@ -148,18 +157,27 @@ def train(
     clean = torch.from_numpy(process.truth() @ process.atoms)
     weight = torch.from_numpy(process.visits())
     record = sorted({round(i) for i in np.linspace(0, config.updates, config.points + 1)[1:]})
-    at, curve = [], []
+    at, curve, chosen = [], [], []
     for update in range(1, config.updates + 1):
         states, rewards = _rollout(process, noise, streams, config.batch)
-        _update(family, model, optimiser, states, rewards, config, generator)
+        choice = _update(family, model, optimiser, states, rewards, config, generator)
         if update in record:
-            values = points(family, model().detach()).double().mean(-1)
+            values = _values(family, model().detach())
             at.append(update)
+            if choice:
+                chosen.append(choice)
             curve.append(((values - clean).square() @ weight).sqrt().numpy())
             if progress:
                 progress()
     samples = points(family, model().detach()).double().numpy()
-    return Trained(evaluate(samples, process, noise), at, np.stack(curve), samples)
+    metrics = evaluate(samples, process, noise, values=_values(family, model().detach()).numpy())
+    return Trained(metrics, at, np.stack(curve), samples, chosen)
+
+
+def _values(family: ValueFamily, outputs: Tensor) -> Tensor:
+    """(..., D) -> (...): the value that the actor sees; of a family without samples the mean of its points."""
+    sampled = isinstance(family, SampledFamily)
+    return family.value(outputs).double() if sampled else points(family, outputs).double().mean(-1)
 
 
 def points(family: ValueFamily, outputs: Tensor) -> Tensor:
@@ -192,7 +210,7 @@ def _update(
     rewards: Tensor,
     config: TrainConfig,
     generator: torch.Generator,
-) -> None:
+) -> dict[str, float]:
     runs, batch, length = states.shape
     row = torch.arange(runs)[:, None, None]
     with torch.no_grad():
@@ -207,6 +225,8 @@ def _update(
         )
         per_run = {name: value.unflatten(0, (runs, batch)) for name, value in targets.items()}
         multipliers = _multipliers(family, per_run)
+        flat = {name: value.flatten(0, 1) for name, value in targets.items()}
+        scores = {name: float(score.mean()) for name, score in family.target_statistics(flat).items()}
     size = batch // config.mini_batches
     for start in range(0, batch, size):
         cut = slice(start, start + size)
@@ -218,6 +238,7 @@ def _update(
         optimiser.zero_grad()
         (total.sum() / (size * length)).backward()
         optimiser.step()
+    return family.adapt(scores)
 
 
 def _multipliers(family: ValueFamily, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@
       - {algorithms: [ppo], noises: [none]}
     tuning:                                 # what was tried to set each algorithm, for the report
       ppo: {settings: 6, how: actor.optim.lr in six steps, one seed of its own, clean rewards}
+    same_head: false                        # true: critics with heads of different width are refused; else reported
 
 Every run is one element of algorithms x noises x tasks x seeds. By default all of them are run, or with hypotheses
 those that a contrast names.
@@ -36,6 +37,7 @@ from typing import Annotated, Any
 from pydantic import (
     BeforeValidator,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -195,6 +197,7 @@ class Study(Settings):
     hypotheses: Annotated[Hypotheses | None, BeforeValidator(_read)] = None
     arms: tuple[Arms, ...] = ()
     tuning: dict[Label, Tuning] = Field(default_factory=dict)
+    same_head: StrictBool = False
 
     @field_validator("algorithms", "noises", "tasks", "seeds")
     @classmethod

@@ -13,6 +13,7 @@ import pandas as pd
 
 from verl_dvpo.bench.common import markdown_table, write_csv, write_text
 from verl_dvpo.bench.study import figures
+from verl_dvpo.bench.study.heads import heads_note
 from verl_dvpo.bench.study.results import CLEAN_REWARD, EXPLAINED, FNR, FPR, REWARD, YOUDEN_J, Results, load_results
 from verl_dvpo.bench.study.runner import last_line
 from verl_dvpo.bench.study.sections import contrast_lines, contrasts, noise_lines, noise_rates, tuning_lines
@@ -118,6 +119,8 @@ def _head(results: Results) -> list[str]:
     made_by = {json.dumps(record["versions"], sort_keys=True) for record in results.finished}
     if len(made_by) > 1:
         lines += [f"**The runs were made by {len(made_by)} different versions of the software: see runs.csv.**", ""]
+    if note := heads_note(study):
+        lines += [note, ""]
     return lines
 
 

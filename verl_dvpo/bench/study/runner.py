@@ -34,6 +34,7 @@ from verl_dvpo.bench.study.config import Study
 from verl_dvpo.bench.study.cost import ProcessorTime
 from verl_dvpo.bench.study.frozen import check_frozen, freeze
 from verl_dvpo.bench.study.guards import at_most, claim, redirected, sigterm_exits
+from verl_dvpo.bench.study.heads import check_same_head
 from verl_dvpo.bench.study.plan import FAILED, FINISHED, Run, compose, plan, read_record, resolved
 from verl_dvpo.bench.study.stopping import Records, needed, records_of
 from verl_dvpo.bench.study.versions import versions
@@ -66,6 +67,7 @@ def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | Non
     """
     check_frozen(study)
     state = _State(study)
+    check_same_head(study)
     configs = {run.name: compose(run) for run in state.first_of_arms()}
     state.out.mkdir(parents=True, exist_ok=True)
     freeze(study)
