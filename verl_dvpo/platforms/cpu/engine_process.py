@@ -31,7 +31,7 @@ class EngineProcess(multiprocessing.context.ForkProcess):
 class EngineContext(multiprocessing.context.ForkContext):
     """Makes processes of `EngineProcess`; everything else is multiprocessing's ``fork``."""
 
-    Process = EngineProcess  # type: ignore[assignment]
+    Process = EngineProcess
 
 
 def fork_engine(original: Callable[[], Any]) -> Callable[[], EngineContext]:
