@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import tempfile
 from typing import Any
 
 import ray
@@ -26,12 +27,17 @@ def job_name() -> str:
     return f"{context.get_job_id()}-{context.gcs_address.rpartition(':')[2]}"
 
 
+def among_own_files(address: str) -> str:
+    """Moves the socket of the weight transfer from ``/tmp`` to the run's folder of temporary files."""
+    return address.replace("ipc:///tmp/", f"ipc://{tempfile.gettempdir()}/")
+
+
 class CPUServerAdapter(ServerAdapter):
     """Names the socket on the trainer's side of the weight transfer by `job_name`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.zmq_handle = self.zmq_handle.replace(ray.get_runtime_context().get_job_id(), job_name())
+        self.zmq_handle = among_own_files(self.zmq_handle).replace(ray.get_runtime_context().get_job_id(), job_name())
 
 
 class VLLMCPUHttpServer(vLLMHttpServer):

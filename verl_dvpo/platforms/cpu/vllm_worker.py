@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight updates for vLLM's CPU layers."""
 
+import tempfile
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
     # What vLLM's worker brings, into which this class is mixed.
     model_runner: Any
     remove_lora: Any
+
+    def _get_zmq_handle(self) -> str:
+        return super()._get_zmq_handle().replace("ipc:///tmp/", f"ipc://{tempfile.gettempdir()}/")
 
     def update_weights_from_ipc(
         self, peft_config: dict[str, Any] | None = None, base_sync_done: bool = False, use_shm: bool = False
