@@ -110,7 +110,7 @@ def choose(folder: Path, *, critic: bool, read: bool = True) -> int | None:
     if not (folder / TRACKER).exists():
         return None
     pointed = latest(folder)
-    reasons = []
+    reasons: list[str] = []
     for step in saved_steps(folder):
         if pointed is not None and step > pointed:
             continue  # never finished

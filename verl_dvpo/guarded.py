@@ -29,7 +29,7 @@ class GuardedTrainer(PPOTrainer):
 
     def _build_replay_buffer(self) -> Any:
         """Builds verl's buffer; while it waits for answers, each that comes is a sign of progress."""
-        buffer = super()._build_replay_buffer()
+        buffer: Any = super()._build_replay_buffer()
         buffer._wait_for_next_poll = self._counting(buffer, buffer._wait_for_next_poll)
         return buffer
 

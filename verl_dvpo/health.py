@@ -28,6 +28,8 @@ STACKS = int(getattr(signal, "SIGRTMIN", 34)) + 7
 WAKE = STACKS + 1
 #: Seconds that the trainer has for its own end before its process is ended.
 GRACE = 30.0
+#: Seconds in which Ray hands what the parts have written on to the run's log.
+HANDED_ON = 2.0
 
 #: Part of an actor's class name -> what we call it.
 PARTS = {
@@ -268,7 +270,7 @@ class Watch:
         if self.stall_seconds is None or time.monotonic() - self._last < self.stall_seconds:
             return ""
         asked = ask_for_stacks(actors("ALIVE").values())
-        time.sleep(2.0)  # Ray hands the stacks on
+        time.sleep(HANDED_ON)
         doing, parts = PHASES[self.phase]
         return (
             f"step {self.step}, {doing}: nothing has moved for {self.stall_seconds:g} s; it is the turn of {parts}; "

@@ -93,7 +93,7 @@ def failure_of(lines: Iterable[str], status: int) -> Failure:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of all descendants that lose theirs, so that none is lost from sight; Linux only."""
+    """Makes this process the parent of all descendants that lose theirs, so that none is lost; on Linux only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

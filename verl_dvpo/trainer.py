@@ -228,8 +228,8 @@ class DistributionalCriticMixin(GuardedTrainer):
         if not torch.isfinite(values).all():
             share = 1.0 - torch.isfinite(values).float().mean().item()
             raise ValueError(
-                f"step {self.global_steps}: the critic's values are not finite at {share:.0%} of the tokens; nothing was "
-                "updated or saved in this step; go on from an earlier checkpoint with a smaller critic.optim.lr"
+                f"step {self.global_steps}: the critic's values are not finite at {share:.0%} of the tokens; nothing "
+                "was updated or saved in this step; go on from an earlier checkpoint with a smaller critic.optim.lr"
             )
 
     def _update_critic(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

@@ -32,6 +32,8 @@ def pids_of(part: str) -> list[int]:
         return [raylet.pid]
     driver = raylet.parent()
     assert driver is not None
+    if part == "VLLM::EngineCore":
+        return [each.pid for each in driver.children(recursive=True) if part in " ".join(each.cmdline())]
     if part == "driver":
         return [driver.pid]
     if part in ("gcs_server", "fork_server"):

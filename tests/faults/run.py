@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Breaks a run in every way of ``table.py`` and writes what came of it.
 
-    python tests/faults/run.py --demo runs/demo/data --out docs/results/faults
+    verl-dvpo demo-data --tiny --out runs/demo-tiny
+    python tests/faults/run.py --demo runs/demo-tiny --out docs/results/faults
     python tests/faults/run.py --demo DIR --only kill-rollout-server-generation --times 1
 
-One chain of runs: each begins at the checkpoint that the fault before it left, trains and saves a step, and is broken in
-the step after that. So each run also shows that the last good checkpoint of the one before it loads.
+One chain of runs: each begins at the checkpoint that the fault before it left, trains and saves a step, and is broken
+in the step after that. So each run also shows that the last good checkpoint of the one before it loads.
 """
 
 import argparse
@@ -37,14 +38,17 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+def halve(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
 def largest(folder: Path) -> Path:
     return max(folder.rglob("*.pt"), key=lambda path: path.stat().st_size)
 
 
 SPOILERS = {
-    "truncated": lambda latest: largest(latest).write_bytes(
-        largest(latest).read_bytes()[: largest(latest).stat().st_size // 2]
-    ),
+    "truncated": lambda latest: halve(largest(latest)),
     "flipped": lambda latest: flip(largest(latest)),
     "tracker": lambda latest: (latest.parent / checkpoints.TRACKER).write_text(""),
     "critic-gone": lambda latest: shutil.rmtree(latest / "critic"),
@@ -140,22 +144,15 @@ class Chain:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Writes rows as Markdown, a line a fault."""
-    lines = [
-        "| part | phase | fault | what happens | seconds, median | held | note |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = ["| part | phase | fault | what happens | seconds, median | held | note |", "| --- " * 7 + "|"]
     for fault in FAULTS:
         own = [row for row in rows if row["name"] == fault.name]
         if not own:
             continue
         seconds = f"{statistics.median(row['seconds'] for row in own):.0f}" if fault.spec else ""
-        happens = (
-            f"ends; says `{fault.message}`"
-            if fault.message
-            else "ends"
-            if fault.spec
-            else "goes on from the checkpoint before"
-        )
+        happens = f"ends; says `{fault.message}`" if fault.message else "ends"
+        if fault.spec is None:
+            happens = "goes on from the checkpoint before"
         if fault.spoil == "tracker":
             happens = "goes on from the latest checkpoint"
         held = f"{sum(row['held'] for row in own)} of {len(own)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 SERVER, LOOP, REWARD = "HttpServer", "AgentLoopWorker", "RewardLoopWorker"
 TRAINING, STORAGE, CONTROLLER = "WorkerDict", "StorageUnit", "TransferQueueController"
+ENGINE = "VLLM::EngineCore"
 #: Seconds without progress after which a run is given up here.
 STALL = 15
 
@@ -19,6 +20,7 @@ NAMES = {
     STORAGE: "TransferQueue's storage",
     CONTROLLER: "TransferQueue's controller",
     "LoadBalancer": "load balancer",
+    ENGINE: "vLLM's engine",
 }
 
 
@@ -120,6 +122,7 @@ FAULTS = (
     kill(SERVER, "generation"),
     kill(SERVER, "critic_update"),
     kill(SERVER, "weight_transfer", delay=0.0),
+    kill(ENGINE, "generation"),
     kill(LOOP, "generation"),
     kill(LOOP, "actor_update"),
     kill(REWARD, "generation"),

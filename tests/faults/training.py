@@ -19,6 +19,9 @@ import psutil
 HERE = Path(__file__).parent
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
+#: Seconds that the start of a run may take on a busy machine.
+START = 400.0
+
 #: The shortest steps that have every phase.
 SHORT = (
     "algorithm=dvpo",
@@ -144,4 +147,4 @@ def run(arguments: list[str], folder: Path, fault: dict | None = None, limit: fl
 def _since(stamp: Path, started: float) -> float:
     """The time of the fault; while there was none, the start and what a start may take."""
     text = stamp.read_text() if stamp.exists() else ""
-    return float(text) if text else started + 120.0
+    return float(text) if text else started + START
