@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does one thing to a run at one phase of one step; verl imports it where ``VERL_USE_EXTERNAL_MODULES`` names it.
+"""Does things to a run, each at one phase of one step; verl imports it where ``VERL_USE_EXTERNAL_MODULES`` names it.
 
-``FAULT`` in the environment is JSON: ``phase`` and ``step`` of `verl_dvpo.health.Watch.moved`; ``delay``, seconds after
-the phase began; ``do``, one of the functions below; ``what``, its argument; ``stamp``, a file that gets the time.
+``FAULT`` in the environment is JSON, one fault or a list of them: ``phase`` and ``step`` of
+`verl_dvpo.health.Watch.moved`; ``delay``, seconds after the phase began; ``do``, one of the functions below; ``what``,
+its argument; ``stamp``, a file that gets the time.
 """
 
 import json
@@ -20,7 +21,8 @@ from wrapt import register_post_import_hook
 
 from verl_dvpo.health import Watch
 
-FAULT: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
+GIVEN: Any = json.loads(os.environ.get("FAULT", "[]"))
+FAULTS: list[dict[str, Any]] = GIVEN if isinstance(GIVEN, list) else [GIVEN]
 
 
 def pids_of(part: str) -> list[int]:
@@ -60,10 +62,10 @@ ACTIONS = {
 }
 
 
-def strike() -> None:
-    time.sleep(FAULT.get("delay", 0.0))
-    Path(FAULT["stamp"]).write_text(repr(time.time()))
-    ACTIONS[FAULT["do"]](FAULT["what"])
+def strike(fault: dict[str, Any]) -> None:
+    time.sleep(fault.get("delay", 0.0))
+    Path(fault["stamp"]).write_text(repr(time.time()))
+    ACTIONS[fault["do"]](fault["what"])
 
 
 def watch_for_the_moment() -> None:
@@ -71,22 +73,23 @@ def watch_for_the_moment() -> None:
 
     def moved_and_strike(self: Watch, phase: str, step: int) -> None:
         moved(self, phase, step)
-        if (phase, step) == (FAULT["phase"], FAULT["step"]) and not Path(FAULT["stamp"]).exists():
-            if FAULT["do"] == "touch":
-                strike()
-            else:
-                threading.Thread(target=strike, daemon=True).start()
+        for fault in FAULTS:
+            if (phase, step) == (fault["phase"], fault["step"]) and not Path(fault["stamp"]).exists():
+                if fault["do"] == "touch":
+                    strike(fault)
+                else:
+                    threading.Thread(target=strike, args=(fault,), daemon=True).start()
 
     Watch.moved = moved_and_strike  # type: ignore[method-assign]
 
 
 def spoil_the_critic(module: ModuleType) -> None:
-    """Puts a NaN into the critic's weights once the file ``FAULT["what"]`` is there."""
+    """Puts a NaN into the critic's weights once the file that the fault names is there."""
     worker: Any = module.DistributionalCriticWorker
     infer = worker.infer_batch
 
     def infer_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if Path(FAULT["what"]).exists():
+        if Path(FAULTS[0]["what"]).exists():
             import torch
 
             with torch.no_grad():
@@ -99,7 +102,7 @@ def spoil_the_critic(module: ModuleType) -> None:
     worker.infer_batch = infer_batch
 
 
-if FAULT:
+if FAULTS:
     watch_for_the_moment()
-    if FAULT.get("spoil") == "critic":
+    if FAULTS[0].get("spoil") == "critic":
         register_post_import_hook(spoil_the_critic, "verl_dvpo.critic.worker")

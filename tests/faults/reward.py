@@ -9,11 +9,11 @@ from typing import Any
 
 from verl_dvpo.bench.tasks.reward import compute_score as clean
 
-FAULT: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
+FAULT: Any = json.loads(os.environ.get("FAULT", "{}"))
 
 
 def compute_score(*args: Any, **kwargs: Any) -> Any:
-    if FAULT.get("reward") and Path(FAULT["what"]).exists():
+    if isinstance(FAULT, dict) and FAULT.get("reward") and Path(FAULT["what"]).exists():
         if FAULT["reward"] == "hangs":
             time.sleep(10_000)
         if FAULT["reward"] == "raises":

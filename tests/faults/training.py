@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +101,7 @@ def command(demo: Path, checkpoints: Path, *overrides: str) -> list[str]:
     ]
 
 
-def environment(folder: Path, fault: dict | None = None) -> dict[str, str]:
+def environment(folder: Path, fault: dict | list | None = None) -> dict[str, str]:
     """The environment of a run whose temporary files, Ray's included, are in ``folder``."""
     own = {
         "VERL_PLATFORM": "cpu",
@@ -119,8 +119,17 @@ def environment(folder: Path, fault: dict | None = None) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def run(arguments: list[str], folder: Path, fault: dict | None = None, limit: float = 240.0) -> Ended:
-    """Runs to the end, or for ``limit`` seconds after the fault at most; leaves no process behind."""
+def run(
+    arguments: list[str],
+    folder: Path,
+    fault: dict | None = None,
+    limit: float = 240.0,
+    look: Callable[[], object] = lambda: None,
+) -> Ended:
+    """Runs to the end, or for ``limit`` seconds after the fault at most; leaves no process behind.
+
+    ``look`` is called again and again while it runs.
+    """
     shared = set(os.listdir("/dev/shm"))
     log = folder / "log"
     with open(log, "wb") as output:
@@ -128,6 +137,7 @@ def run(arguments: list[str], folder: Path, fault: dict | None = None, limit: fl
     stamp = Path(fault["stamp"]) if fault else folder / "stamp"
     started = time.time()
     while process.poll() is None and time.time() - _since(stamp, started) < limit:
+        look()
         time.sleep(0.1)
     status = process.poll()
     while descendants() and status is not None and time.time() - _since(stamp, started) < limit:
