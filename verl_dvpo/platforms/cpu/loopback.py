@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a run on this machine: Ray listens on 127.0.0.1, and training processes meet at a file.
+"""Keeps a run to itself: Ray listens on 127.0.0.1, training processes meet at a file, sockets are among its own files.
 
 Ray, TransferQueue and vLLM's server all listen at what Ray takes for the node's address. Ray replaces a loopback
 address by an outer one, even where ``ray.init`` is given it, unless it is told that there is no cluster.
@@ -40,3 +40,14 @@ def meet_at_a_file() -> None:
     cluster = context.gcs_address.rpartition(":")[2]
     name = f"verl-dvpo-{cluster}-{context.get_job_id()}-{os.environ['MASTER_PORT']}"
     os.environ[MEETING_ENV] = f"file://{Path(tempfile.gettempdir()) / name}"
+
+
+def among_own_files(address: str) -> str:
+    """Moves the socket of verl's weight transfer from ``/tmp`` to the run's folder of temporary files.
+
+    There it is removed with the run, however that ends. The name is shorter: a socket's path has 107 bytes at most.
+    """
+    path, _, name = address.rpartition("/tmp/rl-colocate-zmq-")
+    if path != "ipc://":
+        return address
+    return f"ipc://{tempfile.gettempdir()}/w-{name.replace('-replica-', '-').replace('-rank-', '-')}"

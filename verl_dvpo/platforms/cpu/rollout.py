@@ -3,7 +3,6 @@
 
 import asyncio
 import os
-import tempfile
 from typing import Any
 
 import ray
@@ -13,6 +12,8 @@ from vllm.sampling_params import RequestOutputKind
 
 from verl_dvpo.compat.apply import apply_in_this_process
 from verl_dvpo.compat.entry import Moment
+
+from verl_dvpo.platforms.cpu.loopback import among_own_files
 
 __all__ = ["CPUServerAdapter", "VLLMCPUReplica"]
 
@@ -25,11 +26,6 @@ def job_name() -> str:
     """
     context = ray.get_runtime_context()
     return f"{context.get_job_id()}-{context.gcs_address.rpartition(':')[2]}"
-
-
-def among_own_files(address: str) -> str:
-    """Moves the socket of the weight transfer from ``/tmp`` to the run's folder of temporary files."""
-    return address.replace("ipc:///tmp/", f"ipc://{tempfile.gettempdir()}/")
 
 
 class CPUServerAdapter(ServerAdapter):

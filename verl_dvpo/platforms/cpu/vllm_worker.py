@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight updates for vLLM's CPU layers."""
 
-import tempfile
 from typing import Any
 
 import torch
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, vLLMColocateWorkerExtension
+
+from verl_dvpo.platforms.cpu.loopback import among_own_files
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
@@ -21,7 +22,7 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
     remove_lora: Any
 
     def _get_zmq_handle(self) -> str:
-        return super()._get_zmq_handle().replace("ipc:///tmp/", f"ipc://{tempfile.gettempdir()}/")
+        return among_own_files(super()._get_zmq_handle())
 
     def update_weights_from_ipc(
         self, peft_config: dict[str, Any] | None = None, base_sync_done: bool = False, use_shm: bool = False
