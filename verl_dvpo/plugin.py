@@ -16,10 +16,12 @@ def register() -> None:
     from hydra.core.plugins import Plugins
 
     from verl_dvpo.compat import apply
+    from verl_dvpo.health import answer_with_stacks
     from verl_dvpo.hydra_plugin import VerlDvpoSearchPath
 
     Plugins.instance().register(VerlDvpoSearchPath)
     apply.install()
+    answer_with_stacks()
 
 
 try:

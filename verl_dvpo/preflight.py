@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_dvpo.compat.start import check_version
 from verl_dvpo.compat.versions import lacks_agents
+from verl_dvpo.health import health_config
 from verl_dvpo.hydra_plugin import old_name
 from verl_dvpo.noise.config import PREFIX as NOISE
 from verl_dvpo.noise.config import check_config as check_noise
@@ -47,6 +48,7 @@ def check(config: DictConfig) -> None:
 
     _check_trainer(config)
     check_flowrl(config)
+    health_config(config.trainer.get("value"))
     _check_mini_batches(config, _has_critic(config))
     _check_data_files(config)
     _check_model(config.actor_rollout_ref.model.path, "actor_rollout_ref.model.path", None)

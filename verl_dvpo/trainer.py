@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adds a distributional critic to verl's three trainers: ``trainer.v1.trainer_mode=dvpo_sync`` and its async sisters.
 
-They differ from verl's in four ways: our worker plays the critic's role, values reach the estimator ``dvpo``, gamma,
-lam and the step reach the critic, and rewards are checked before anything learns from them.
+They differ from verl's in five ways: our worker plays the critic's role, values reach the estimator ``dvpo``, gamma,
+lam and the step reach the critic, rewards are checked before anything learns from them, and the run is watched over
+(``verl_dvpo.guarded``).
 """
 
 import itertools
@@ -20,7 +21,7 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -32,6 +33,7 @@ from verl_dvpo.critic.readings import OPTIONS
 from verl_dvpo.estimator import advantage_config
 from verl_dvpo.flowrl import NAME as FLOWRL
 from verl_dvpo.flowrl import flowrl_rewards
+from verl_dvpo.guarded import GuardedTrainer
 from verl_dvpo.saved.facts import run_facts
 
 #: The estimators that get the critic's values from the trainer.
@@ -72,7 +74,7 @@ def in_order(keys: list[str]) -> list[int]:
     return sorted(range(len(keys)), key=place)
 
 
-class DistributionalCriticMixin(PPOTrainer):
+class DistributionalCriticMixin(GuardedTrainer):
     """Adds the differences to any of verl's trainers; ``base_mode`` is that trainer's own name."""
 
     base_mode: str
@@ -145,6 +147,7 @@ class DistributionalCriticMixin(PPOTrainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Computes advantages as verl does, but for the estimators that need values."""
+        self._enter("advantages")
         if self.config.algorithm.adv_estimator not in ESTIMATORS:
             scores = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
             self._check_rewards(batch, scores["rm_scores"].to_padded_tensor(0.0))
@@ -158,6 +161,7 @@ class DistributionalCriticMixin(PPOTrainer):
         data = DataProto(batch=stored.to_padded_tensor())
         data.non_tensor_batch["uid"] = np.array(data.batch.pop("uid").tolist(), dtype=object)
         self._check_rewards(batch, data.batch["rm_scores"])
+        self._check_values(data.batch["values"])
 
         # 2. rewards, with the KL penalty where asked for
         outputs = ["advantages", "returns"]
@@ -224,6 +228,15 @@ class DistributionalCriticMixin(PPOTrainer):
             assert isinstance(config, dict)
             self.critic_wg.note_run(run_facts({str(name): section for name, section in config.items()}))
         super()._save_checkpoint()
+
+    def _check_values(self, values: torch.Tensor) -> None:
+        """Raises ValueError where one of ``values`` (B, T) is not a finite number."""
+        if not torch.isfinite(values).all():
+            share = 1.0 - torch.isfinite(values).float().mean().item()
+            raise ValueError(
+                f"step {self.global_steps}: the critic's values are not finite at {share:.0%} of the tokens; nothing "
+                "was updated or saved in this step; go on from an earlier checkpoint with a smaller critic.optim.lr"
+            )
 
     def _update_critic(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Updates the critic as verl does, with gamma, lam and the step, from which it builds its targets."""

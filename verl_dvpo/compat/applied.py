@@ -38,9 +38,9 @@ _EVERYWHERE = (
         symbol="verl.utils.config:validate_config",
         kind=Kind.WRAP,
         ours=f"{_WRAPPERS}:check_first",
-        hands=("verl_dvpo.preflight:check",),
+        hands=("verl_dvpo.preflight:check", "verl_dvpo.restarts:announce"),
         moment=Moment.IMPORT,
-        what="our checks of the configuration run before verl's",
+        what="our checks of the configuration run before verl's, and `verl-dvpo run` is told when both have passed",
         why="main_ppo calls it just before it starts Ray, and nothing between the two can be extended",
         relies_on=("verl.trainer.main_ppo:main",),
     ),
@@ -49,8 +49,10 @@ _EVERYWHERE = (
         kind=Kind.WRAP,
         ours=f"{_CPU}.fork_server:in_runtime_env",
         moment=Moment.IMPORT,
-        what="with VERL_PLATFORM=cpu, Ray's workers are forks of one process that has imported everything",
-        why="verl merges what it returns into the arguments of ray.init and offers nothing else to start workers by",
+        what="with VERL_PLATFORM=cpu, Ray listens on the loopback address, and its workers are forks of one process "
+        "that has imported everything",
+        why="verl merges what it returns into the arguments of ray.init and offers nothing else to start workers by; "
+        "ray.init replaces a loopback address that it is given",
         relies_on=("verl.trainer.main_ppo:run_ppo",),
     ),
     Entry(
@@ -59,9 +61,9 @@ _EVERYWHERE = (
         ours=f"{_CPU}.patches:join_gloo",
         moment=Moment.IMPORT,
         platform="cpu",
-        what="a training process joins plain gloo, with VERL_DVPO_CPU_THREADS threads",
+        what="a training process joins plain gloo at a file, with VERL_DVPO_CPU_THREADS threads",
         why="verl asks for cpu:gloo,<device>:<backend>, which names the CPU twice here and is refused by torch; the "
-        "training worker passes no backend",
+        "training worker passes no backend, and torch's store listens on every address",
         relies_on=("verl.workers.engine_workers:TrainingWorker.__init__",),
     ),
     Entry(

@@ -43,6 +43,10 @@ CALLS: tuple[Entry, ...] = (
     _call("verl.utils.device:auto_set_device", "verl_dvpo.train", "writes trainer.device"),
     _call("verl.trainer.main_ppo:run_ppo", "verl_dvpo.train", "runs the training"),
     _call("ray._private.worker:remote", "verl_dvpo.trainer", "makes an actor's class"),
+    _call("ray._private.state:actors", "verl_dvpo.health", "reads Ray's table of actors"),
+    _call(
+        "ray._private.services:get_node_ip_address", "verl_dvpo.platforms.cpu.loopback", "finds the loopback address"
+    ),
     _call("ray.util.placement_group:PlacementGroup", "verl_dvpo.train", "names a placement group", members="__init__"),
     _call("verl.utils.fsdp_utils:fsdp2_load_full_state_dict", "verl_dvpo.critic.fsdp", "fills the head"),
     _call("verl.utils.torch_dtypes:PrecisionType", "verl_dvpo.critic.fsdp", "reads a type's name", members="to_dtype"),

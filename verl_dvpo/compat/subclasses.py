@@ -14,6 +14,9 @@ _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 _SEPARATE = "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 _MIXIN = "verl_dvpo.trainer:DistributionalCriticMixin"
+_GUARDED = "verl_dvpo.guarded:GuardedTrainer"
+_BUFFER = "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer"
+_CHECKPOINTS = "verl.utils.checkpoint.checkpoint_manager"
 _WORKER = "verl_dvpo.critic.worker:DistributionalCriticWorker"
 
 
@@ -92,6 +95,35 @@ _TRAINERS = (
         "_save_checkpoint",
         what="the critic learns the run's seeds and the hash of its configuration before it saves",
         why="its manifest names them, and a worker sees its own section only",
+    ),
+    _override(
+        _TRAINER,
+        _GUARDED,
+        "__init__ init fit on_step_begin on_sample_begin on_step_end _compute_old_log_prob _compute_values "
+        "_update_critic _update_actor _validate",
+        what="a run whose part has died, or in which nothing moves, ends with a message",
+        why="verl notices a dead process only where it waits for that very process",
+    ),
+    _override(
+        _TRAINER,
+        _GUARDED,
+        "_build_replay_buffer",
+        what="each answer that comes is a sign of progress",
+        why="verl's buffer waits without a limit",
+        relies_on=(f"{_BUFFER}._wait_for_next_poll", f"{_BUFFER}._sync_metadata_from_transfer_queue"),
+    ),
+    _override(
+        _TRAINER,
+        _GUARDED,
+        "_load_checkpoint _save_checkpoint",
+        what="a damaged checkpoint is passed over, and the one before is kept until the new one is whole",
+        why="torch.load does not compare checksums, and with room for one checkpoint verl removes the old actor before "
+        "the new critic is written",
+        relies_on=(
+            f"{_CHECKPOINTS}:BaseCheckpointManager.ensure_checkpoint_capacity",
+            f"{_CHECKPOINTS}:BaseCheckpointManager.register_checkpoint",
+            f"{_CHECKPOINTS}:find_latest_ckpt_path",
+        ),
     ),
 )
 
@@ -247,11 +279,11 @@ _CPU_PLATFORM = (
     _override(
         "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension",
         f"{_CPU}.vllm_worker:CPUWorkerExtension",
-        "update_weights_from_ipc",
-        what="weights are copied out of the bucket and loaded with reload_weights",
-        why="vLLM's CPU layers repack their weights after loading and cannot load into the packed ones",
+        "update_weights_from_ipc _get_zmq_handle",
+        what="weights are copied out of the bucket and loaded with reload_weights; the socket is among the run's files",
+        why="vLLM's CPU layers repack their weights after loading and cannot load into the packed ones; verl's socket "
+        "stays in /tmp where a process is killed",
         relies_on=(
-            "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension._get_zmq_handle",
             "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.__init__",
             "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
             "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reload_weights",

@@ -6,12 +6,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 
-def check_first(original: Callable[..., None], check: Callable[[Any], None]) -> Callable[..., None]:
-    """Runs ``check`` on the configuration before verl's own validation."""
+def check_first(
+    original: Callable[..., None], check: Callable[[Any], None], announce: Callable[[Any], None]
+) -> Callable[..., None]:
+    """Runs ``check`` on the configuration before verl's own validation, and ``announce`` when both have passed."""
 
     def validate_config(config: Any, *args: Any, **kwargs: Any) -> None:
         check(config)
         original(config, *args, **kwargs)
+        announce(config)
 
     return validate_config
 

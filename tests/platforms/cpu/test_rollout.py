@@ -2,6 +2,7 @@
 """Where trainer and sampler meet for the weights. That they do meet, every end-to-end run shows."""
 
 import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -32,8 +33,9 @@ def sockets(monkeypatch):
         context = SimpleNamespace(get_job_id=lambda: "01000000", gcs_address=f"10.0.0.1:{port}")
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         VLLMCPUHttpServer()
-        worker = SimpleNamespace(model_runner=None, local_rank=0)
-        return CPUServerAdapter().zmq_handle, CPUWorkerExtension._get_zmq_handle(worker)
+        worker = object.__new__(CPUWorkerExtension)
+        vars(worker).update(model_runner=None, local_rank=0)
+        return CPUServerAdapter().zmq_handle, worker._get_zmq_handle()
 
     return at
 
@@ -43,4 +45,5 @@ def test_two_clusters_side_by_side_do_not_meet_at_one_socket(sockets):
     assert first[0] == first[1]
     assert second[0] == second[1]
     assert first[0] != second[0]
+    assert first[0] == f"ipc://{tempfile.gettempdir()}/w-01000000-40001-0-0.sock"  # removed with the run's files
     assert all(len(handle.removeprefix("ipc://")) < 108 for handle in (*first, *second))  # a Unix socket's limit

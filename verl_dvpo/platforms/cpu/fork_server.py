@@ -42,6 +42,7 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 
 from verl_dvpo.platforms.cpu import distribution
+from verl_dvpo.platforms.cpu.loopback import keep_ray_inside
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ class ForkServer:
         modules: tuple[str, ...] = MODULES,
         run_modules: tuple[str, ...] = RUN_MODULES,
     ) -> None:
-        folder = tempfile.mkdtemp(prefix="verl-dvpo-")  # the server removes it
-        self.address = str(Path(folder) / "fork-server")
+        self.folder = tempfile.mkdtemp(prefix="verl-dvpo-")  # the server removes it
+        self.address = str(Path(self.folder) / "fork-server")
         lifeline, self._lifeline = os.pipe()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.address)
@@ -110,9 +111,8 @@ class ForkServer:
         lists = [",".join(modules), ",".join(run_modules)]
         command = [sys.executable, "-m", __name__, str(listener.fileno()), str(lifeline), *lists]
         fds = (listener.fileno(), lifeline)
-        self._process = subprocess.Popen(
-            command, pass_fds=fds, env={**os.environ, **(environment or {})}, start_new_session=True
-        )
+        own = {**os.environ, "TMPDIR": self.folder, **(environment or {})}
+        self._process = subprocess.Popen(command, pass_fds=fds, env=own, start_new_session=True)
         listener.close()
         os.close(lifeline)
 
@@ -143,20 +143,26 @@ def _of_this_process(environment: frozenset[tuple[str, str]]) -> ForkServer:
 
 
 def in_runtime_env(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Lets Ray start its workers through a fork server, one for all clusters that this process starts.
+    """Lets Ray start its workers through a fork server, one for all clusters that this process starts, on loopback.
 
     verl asks ``original`` for the runtime environment just before it starts Ray, and merges the configuration's over
-    it. An empty ``py_executable`` there is taken out, because it would replace ours; the user's own is kept.
+    it. An empty ``py_executable`` there is taken out, because it would replace ours; the user's own is kept. The
+    workers' folder of temporary files is the server's, so that sockets, locks and stores of a run are removed with it,
+    however the run ends.
     """
 
     def runtime_env(config: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
         result = original(config, *args, **kwargs)
+        if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
+            return result
+        keep_ray_inside(OmegaConf.select(config, "ray_kwargs.ray_init") if config is not None else None)
         own = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env") if config is not None else None
         own = OmegaConf.create({}) if own is None else own
         variables = {**result.get("env_vars", {}), **(own.get("env_vars") or {})}
-        is_cpu = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
-        if is_cpu and variables.get(SWITCH, "1") != "0" and not own.get("py_executable"):
-            result["py_executable"] = _of_this_process(frozenset(variables.items())).py_executable
+        if variables.get(SWITCH, "1") != "0" and not own.get("py_executable"):
+            server = _of_this_process(frozenset(variables.items()))
+            result["py_executable"] = server.py_executable
+            result.setdefault("env_vars", {})["TMPDIR"] = server.folder
             with open_dict(own):
                 own.pop("py_executable", None)
         return result

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from verl_dvpo.platforms.cpu.loopback import meet_at_a_file
+
 THREADS_ENV = "VERL_DVPO_CPU_THREADS"
 
 
@@ -15,7 +17,8 @@ def join_gloo(original: Callable[..., None]) -> Callable[..., None]:
 
     By default verl asks for the backend ``cpu:gloo,<device>:<backend>``, which names the CPU twice here and is refused
     by torch. The function has a parameter for the backend, but ``TrainingWorker`` does not pass one. Ray gives each
-    worker one thread by its environment; ours replaces that for training processes only.
+    worker one thread by its environment; ours replaces that for training processes only. They meet on this machine, see
+    ``loopback``.
     """
 
     def initialize(timeout_second: int | None = None, backend: str | None = None) -> None:
@@ -23,6 +26,7 @@ def join_gloo(original: Callable[..., None]) -> Callable[..., None]:
 
         if threads := os.environ.get(THREADS_ENV):
             torch.set_num_threads(int(threads))
+        meet_at_a_file()
         original(timeout_second=timeout_second, backend=backend or "gloo")
 
     return initialize

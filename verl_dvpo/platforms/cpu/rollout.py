@@ -13,6 +13,8 @@ from vllm.sampling_params import RequestOutputKind
 from verl_dvpo.compat.apply import apply_in_this_process
 from verl_dvpo.compat.entry import Moment
 
+from verl_dvpo.platforms.cpu.loopback import among_own_files
+
 __all__ = ["CPUServerAdapter", "VLLMCPUReplica"]
 
 
@@ -31,7 +33,7 @@ class CPUServerAdapter(ServerAdapter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.zmq_handle = self.zmq_handle.replace(ray.get_runtime_context().get_job_id(), job_name())
+        self.zmq_handle = among_own_files(self.zmq_handle).replace(ray.get_runtime_context().get_job_id(), job_name())
 
 
 class VLLMCPUHttpServer(vLLMHttpServer):

@@ -7,6 +7,8 @@ import torch
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, vLLMColocateWorkerExtension
 
+from verl_dvpo.platforms.cpu.loopback import among_own_files
+
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
     """Receives all buckets, then lets vLLM reload them layer by layer.
@@ -18,6 +20,9 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
     # What vLLM's worker brings, into which this class is mixed.
     model_runner: Any
     remove_lora: Any
+
+    def _get_zmq_handle(self) -> str:
+        return among_own_files(super()._get_zmq_handle())
 
     def update_weights_from_ipc(
         self, peft_config: dict[str, Any] | None = None, base_sync_done: bool = False, use_shm: bool = False

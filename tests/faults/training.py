@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs ``main_ppo`` on the demo's smallest model in a folder of its own, and looks at what it leaves behind."""
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).parent
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+
+#: Seconds that the start of a run may take on a busy machine.
+START = 400.0
+
+#: The shortest steps that have every phase.
+SHORT = (
+    "algorithm=dvpo",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "critic.ppo_mini_batch_size=4",
+    "trainer.logger=[console,file]",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+    "trainer.save_freq=1",
+    "trainer.resume_mode=auto",
+)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of every descendant whose own parent ends, so that none is lost from sight."""
+    if ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+@dataclass
+class Ended:
+    """What is known of a run that has ended.
+
+    Attributes:
+        status: its exit status.
+        log: what it printed.
+        seconds: from the fault to the end of its last process.
+        left: what it left behind.
+    """
+
+    status: int
+    log: str
+    seconds: float
+    left: list[str] = field(default_factory=list)
+
+    def says(self, text: str) -> bool:
+        return text in self.log
+
+
+def descendants() -> list[psutil.Process]:
+    """Lists the living processes below this one, and buries the dead."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+            elif process.ppid() == os.getpid():
+                os.waitpid(process.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
+    return found
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return f"process {process.pid} {' '.join(process.cmdline())[:80] or process.name()}"
+    except psutil.NoSuchProcess:
+        return f"process {process.pid}"
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A short path for sockets; Ray's session is in it too."""
+    folder = Path(tempfile.mkdtemp(prefix="f-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def command(demo: Path, checkpoints: Path, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", "platform=cpu", "+task=demo"),
+        *(f"demo.dir={demo}", f"trainer.default_local_dir={checkpoints}", "hydra.run.dir=${trainer.default_local_dir}"),
+        *(*SHORT, *overrides),
+    ]
+
+
+def environment(folder: Path, fault: dict | list | None = None) -> dict[str, str]:
+    """The environment of a run whose temporary files, Ray's included, are in ``folder``."""
+    own = {
+        "VERL_PLATFORM": "cpu",
+        "RAY_worker_niceness": "0",
+        "RAY_TMPDIR": str(folder / "ray"),
+        "TMPDIR": str(folder / "tmp"),
+        "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
+        "HYDRA_FULL_ERROR": "1",
+    }
+    if fault:
+        path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        own |= {"FAULT": json.dumps(fault), "VERL_USE_EXTERNAL_MODULES": "inject", "PYTHONPATH": os.pathsep.join(path)}
+    (folder / "tmp").mkdir(exist_ok=True)
+    (folder / "ray").mkdir(exist_ok=True)
+    return {**os.environ, **own}
+
+
+def run(
+    arguments: list[str],
+    folder: Path,
+    fault: dict | None = None,
+    limit: float = 240.0,
+    look: Callable[[], object] = lambda: None,
+) -> Ended:
+    """Runs to the end, or for ``limit`` seconds after the fault at most; leaves no process behind.
+
+    ``look`` is called again and again while it runs.
+    """
+    shared = set(os.listdir("/dev/shm"))
+    log = folder / "log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment(folder, fault))
+    stamp = Path(fault["stamp"]) if fault else folder / "stamp"
+    started = time.time()
+    while process.poll() is None and time.time() - _since(stamp, started) < limit:
+        look()
+        time.sleep(0.1)
+    status = process.poll()
+    while descendants() and status is not None and time.time() - _since(stamp, started) < limit:
+        time.sleep(0.1)
+    ended = Ended(-1 if status is None else status, "", time.time() - _since(stamp, started))
+    ended.left = [name_of(each) for each in descendants()]
+    for each in descendants():
+        each.kill()
+    process.wait()
+    psutil.wait_procs(descendants(), timeout=10)
+    ended.left += [f"/dev/shm/{name}" for name in sorted(set(os.listdir("/dev/shm")) - shared)]
+    ended.left += [f"temporary file {path.name}" for path in sorted((folder / "tmp").iterdir())]
+    ended.log = log.read_text(errors="replace")
+    return ended
+
+
+def _since(stamp: Path, started: float) -> float:
+    """The time of the fault; while there was none, the start and what a start may take."""
+    text = stamp.read_text() if stamp.exists() else ""
+    return float(text) if text else started + START
