@@ -16,7 +16,16 @@ from verl_dvpo.compat.table import ENTRIES
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "verl_dvpo"
 FOLDERS = ("verl_dvpo", "tests", "benchmarks", "scripts", "examples", "config", "docker")
-CONTRACTS = ("layers", "circles", "workbench", "noise-and-platforms", "compat", "pure-torch", "without-verl", "transfer-queue")
+CONTRACTS = (
+    "layers",
+    "circles",
+    "workbench",
+    "noise-and-platforms",
+    "compat",
+    "pure-torch",
+    "without-verl",
+    "transfer-queue",
+)
 LONGEST = 400
 
 
