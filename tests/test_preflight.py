@@ -244,7 +244,7 @@ def critic_manifest(folder: Path, kind: str, **sizes: int) -> None:
 def test_a_checkpoint_of_other_sizes_is_refused_before_ray(files, tmp_path):
     critic_manifest(tmp_path / "global_step_3" / "critic", "checkpoint", num_heads=3, num_quantiles=7)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
-    run = ["algorithm=dvpo", f"trainer.default_local_dir={tmp_path}"]
+    run = ["algorithm=dvpo", "trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}"]
     with pytest.raises(ValueError, match="num_quantiles is 7 there and 8 here"):
         check(files, *run, "critic.value.num_quantiles=8")
     check(files, *run, "critic.value.num_quantiles=7")
