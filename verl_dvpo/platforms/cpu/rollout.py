@@ -12,7 +12,6 @@ from vllm.sampling_params import RequestOutputKind
 
 from verl_dvpo.compat.apply import apply_in_this_process
 from verl_dvpo.compat.entry import Moment
-
 from verl_dvpo.platforms.cpu.loopback import among_own_files
 
 __all__ = ["CPUServerAdapter", "VLLMCPUReplica"]
