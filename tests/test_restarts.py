@@ -15,15 +15,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from verl_dvpo.checkpoints import point_to
 from verl_dvpo.restarts import STATE_ENV, Failure, Run, announce, failure_of
+from verl_dvpo.saved.checkpoints import point_to
 
 #: What every stand-in begins with: ``attempt`` counts from 1, ``announced()`` says that the configuration is in order.
 BEGIN = """
 import json, os, pathlib, subprocess, sys, time
 from types import SimpleNamespace
 from verl_dvpo.restarts import announce
-from verl_dvpo.checkpoints import point_to
+from verl_dvpo.saved.checkpoints import point_to
 here = pathlib.Path({here!r})
 attempt = len(list(here.glob("attempt*"))) + 1
 (here / f"attempt{{attempt}}").write_text(json.dumps(sys.argv[1:]))

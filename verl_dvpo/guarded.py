@@ -5,14 +5,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 from ray.exceptions import RayActorError
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from verl_dvpo import checkpoints
 from verl_dvpo.health import RESUME, RunEndedError, Watch, health_config
+from verl_dvpo.saved import checkpoints
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+else:  # the import of verl's trainers brings ours, which derive from the class below
+    PPOTrainer = object
 
 #: The settings that say how many checkpoints are kept, and the part that each is about.
 KEPT = {"max_actor_ckpt_to_keep": "actor", "max_critic_ckpt_to_keep": "critic"}

@@ -28,7 +28,7 @@ from typing import IO, Annotated, Any
 import psutil
 import typer
 
-from verl_dvpo.checkpoints import TRACKER
+from verl_dvpo.saved.checkpoints import TRACKER
 
 #: Names the file in which a run says that its configuration is in order, and where its checkpoints are.
 STATE_ENV = "VERL_DVPO_RUN_STATE"

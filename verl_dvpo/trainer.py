@@ -21,7 +21,7 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -74,7 +74,7 @@ def in_order(keys: list[str]) -> list[int]:
     return sorted(range(len(keys)), key=place)
 
 
-class DistributionalCriticMixin(GuardedTrainer):
+class DistributionalCriticMixin(GuardedTrainer, PPOTrainer):
     """Adds the differences to any of verl's trainers; ``base_mode`` is that trainer's own name."""
 
     base_mode: str

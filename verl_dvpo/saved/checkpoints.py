@@ -8,12 +8,13 @@ actor before the new critic is written.
 """
 
 import logging
-import os
 import re
 import shutil
 import zipfile
 import zlib
 from pathlib import Path
+
+from verl_dvpo.saved.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,7 @@ def latest(folder: Path) -> int | None:
 
 def point_to(folder: Path, step: int) -> None:
     """Makes ``step`` the one that verl loads, in one move."""
-    draft = folder / f"{TRACKER}.{os.getpid()}"
-    draft.write_text(str(step))
-    draft.replace(folder / TRACKER)
+    write_text(folder / TRACKER, str(step))
 
 
 def problem(checkpoint: Path, *, critic: bool, read: bool = True) -> str:

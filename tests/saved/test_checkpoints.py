@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from verl_dvpo import checkpoints
+from verl_dvpo.saved import checkpoints
 
 
 def save(folder: Path, step: int, *, ranks: int = 1, critic: bool = True) -> Path:
