@@ -221,6 +221,8 @@ def run(
 
     A configuration that is refused is not tried again, nor is a run that fails twice in the same way at the same step.
     With `trainer.resume_mode=auto` the first start goes on from a checkpoint as well.
+
+    Example: `verl-dvpo run --max-restarts 5 -- algorithm=dvpo trainer.save_freq=20`
     """
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", config_name, *overrides]
     adopt_orphans()
