@@ -13,18 +13,26 @@ STUDIES = [path for path in FILES if not path.stem.endswith(".hypotheses")]
 
 
 @pytest.fixture(autouse=True)
-def _domains_folder(tmp_path, monkeypatch):
-    for name in ("arithmetic", "science", "dialogue"):
+def _folders(tmp_path, monkeypatch):
+    """Makes what the studies expect on disk: the domains' folder, the exam's, and the exam's pretrained critic."""
+
+    def model(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+
+    for name in ("arithmetic", "science", "dialogue", "exam"):
         (tmp_path / name).mkdir()
         for part in ("train", "val", "shifted"):
             (tmp_path / name / f"{part}.parquet").touch()
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    for folder in (tmp_path / "model", tmp_path / "exam" / "model", tmp_path / "runs" / "exam" / "critic"):
+        model(folder)
     monkeypatch.setenv("VERL_DVPO_DOMAINS_DIR", str(tmp_path))
+    monkeypatch.setenv("VERL_DVPO_EXAM_DIR", str(tmp_path / "exam"))
+    monkeypatch.chdir(tmp_path)
 
 
 #: reference: 15 seeds of 32 + 18 + 12 arms.
-RUNS = {"families": 9, "first": 42, "reference": 15 * 62, "smoke": 8}
+RUNS = {"families": 9, "first": 42, "pretrained": 16, "reference": 15 * 62, "smoke": 8, "weights": 12 * 11}
 
 
 def some_of_each(runs: list[Run]) -> list[Run]:
