@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_dvpo.health import PARTS
+
 SERVER, LOOP, REWARD = "HttpServer", "AgentLoopWorker", "RewardLoopWorker"
 TRAINING, STORAGE, CONTROLLER = "WorkerDict", "StorageUnit", "TransferQueueController"
 ENGINE = "VLLM::EngineCore"
@@ -61,7 +63,7 @@ def kill(part: str, phase: str, *, delay: float = 0.02) -> Fault:
         part=name,
         phase=phase,
         kind="SIGKILL",
-        message=f"{name}",
+        message=next((f"{named} (process" for key, named in PARTS.items() if key in part), "EngineDead"),
         spec={"do": "kill", "what": part, "phase": phase, "delay": delay},
     )
 
