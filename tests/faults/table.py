@@ -120,6 +120,8 @@ def spoiled(spoil: str, what: str) -> Fault:
 DEAD_TRAINER = "TaskRunnerV1"
 BEYOND_US = "the message is Ray's; `verl-dvpo run` says what to do"
 
+NO_HEAD = "steps need no GCS and go on; Ray's own agents outlive the run, but for `verl-dvpo run`, which ends them"
+
 FAULTS = (
     kill(SERVER, "generation"),
     kill(SERVER, "critic_update"),
@@ -152,8 +154,8 @@ FAULTS = (
     ray_or_driver("driver", "critic_update", "", do="terminate", note="asked for"),
     ray_or_driver("raylet", "generation", "raylet", note=BEYOND_US),
     ray_or_driver("raylet", "actor_update", "raylet", note=BEYOND_US),
-    ray_or_driver("gcs_server", "generation", "GCS", note=BEYOND_US),
-    ray_or_driver("gcs_server", "critic_update", "GCS", note=BEYOND_US),
+    ray_or_driver("gcs_server", "generation", "", note=NO_HEAD),
+    ray_or_driver("gcs_server", "critic_update", "", note=NO_HEAD),
     stop(SERVER, "generation"),
     stop(TRAINING, "critic_update"),
     stop(CONTROLLER, "advantages"),
