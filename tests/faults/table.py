@@ -11,7 +11,7 @@ SERVER, LOOP, REWARD = "HttpServer", "AgentLoopWorker", "RewardLoopWorker"
 TRAINING, STORAGE, CONTROLLER = "WorkerDict", "StorageUnit", "TransferQueueController"
 ENGINE = "VLLM::EngineCore"
 #: Seconds without progress after which a run is given up here.
-STALL = 15
+STALL = 30
 
 #: Class -> name in the table and in the message.
 NAMES = {
