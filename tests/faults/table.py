@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_dvpo.health import PARTS
+
 SERVER, LOOP, REWARD = "HttpServer", "AgentLoopWorker", "RewardLoopWorker"
 TRAINING, STORAGE, CONTROLLER = "WorkerDict", "StorageUnit", "TransferQueueController"
 ENGINE = "VLLM::EngineCore"
 #: Seconds without progress after which a run is given up here.
-STALL = 15
+STALL = 30
 
 #: Class -> name in the table and in the message.
 NAMES = {
@@ -61,7 +63,7 @@ def kill(part: str, phase: str, *, delay: float = 0.02) -> Fault:
         part=name,
         phase=phase,
         kind="SIGKILL",
-        message=f"{name}",
+        message=next((f"{named} (process" for key, named in PARTS.items() if key in part), "EngineDead"),
         spec={"do": "kill", "what": part, "phase": phase, "delay": delay},
     )
 
@@ -118,6 +120,8 @@ def spoiled(spoil: str, what: str) -> Fault:
 DEAD_TRAINER = "TaskRunnerV1"
 BEYOND_US = "the message is Ray's; `verl-dvpo run` says what to do"
 
+NO_HEAD = "steps need no GCS and go on; Ray's own agents outlive the run, but for `verl-dvpo run`, which ends them"
+
 FAULTS = (
     kill(SERVER, "generation"),
     kill(SERVER, "critic_update"),
@@ -150,8 +154,8 @@ FAULTS = (
     ray_or_driver("driver", "critic_update", "", do="terminate", note="asked for"),
     ray_or_driver("raylet", "generation", "raylet", note=BEYOND_US),
     ray_or_driver("raylet", "actor_update", "raylet", note=BEYOND_US),
-    ray_or_driver("gcs_server", "generation", "GCS", note=BEYOND_US),
-    ray_or_driver("gcs_server", "critic_update", "GCS", note=BEYOND_US),
+    ray_or_driver("gcs_server", "generation", "", note=NO_HEAD),
+    ray_or_driver("gcs_server", "critic_update", "", note=NO_HEAD),
     stop(SERVER, "generation"),
     stop(TRAINING, "critic_update"),
     stop(CONTROLLER, "advantages"),

@@ -110,6 +110,8 @@ def environment(folder: Path, fault: dict | list | None = None) -> dict[str, str
         "TMPDIR": str(folder / "tmp"),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "HYDRA_FULL_ERROR": "1",
+        # torch's own cache, which outlives runs
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
         # a busy machine is no fault
         "RAY_raylet_start_wait_time_s": "200",
         "RAY_worker_register_timeout_seconds": "200",

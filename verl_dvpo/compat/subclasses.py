@@ -2,6 +2,7 @@
 """The methods of verl that classes of ours redefine."""
 
 from verl_dvpo.compat.entry import Entry, Kind
+from verl_dvpo.compat.versions import SUPPORTED
 
 _CPU = "verl_dvpo.platforms.cpu"
 _AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
@@ -20,7 +21,16 @@ _CHECKPOINTS = "verl.utils.checkpoint.checkpoint_manager"
 _WORKER = "verl_dvpo.critic.worker:DistributionalCriticWorker"
 
 
-def _override(symbol: str, ours: str, members: str, *, what: str, why: str, relies_on: tuple[str, ...] = ()) -> Entry:
+def _override(
+    symbol: str,
+    ours: str,
+    members: str,
+    *,
+    what: str,
+    why: str,
+    relies_on: tuple[str, ...] = (),
+    versions: tuple[str, ...] = tuple(SUPPORTED),
+) -> Entry:
     return Entry(
         symbol=symbol,
         kind=Kind.OVERRIDE,
@@ -29,6 +39,7 @@ def _override(symbol: str, ours: str, members: str, *, what: str, why: str, reli
         what=what,
         why=why,
         relies_on=relies_on,
+        versions=versions,
     )
 
 
@@ -103,6 +114,28 @@ _TRAINERS = (
         "_update_critic _update_actor _validate",
         what="a run whose part has died, or in which nothing moves, ends with a message",
         why="verl notices a dead process only where it waits for that very process",
+    ),
+    *(
+        _override(
+            trainer,
+            _GUARDED,
+            members,
+            what="the watch learns which phase begins",
+            why="each of verl's trainers has its own",
+        )
+        for trainer, members in (
+            ("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync", "on_step_end"),
+            ("verl.trainer.ppo.v1.trainer_colocate_async:PPOTrainerColocateAsync", "on_step_end"),
+            (_SEPARATE, "on_step_end on_sample_begin"),
+        )
+    ),
+    _override(
+        _SEPARATE,
+        _GUARDED,
+        "on_step_begin",
+        what="the watch learns which phase begins",
+        why="each of verl's trainers has its own",
+        versions=("0.9.1", "0.10.0.dev0"),
     ),
     _override(
         _TRAINER,
