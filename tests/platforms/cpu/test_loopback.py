@@ -19,8 +19,10 @@ def cluster(monkeypatch):
     monkeypatch.setattr(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", True)
     context = SimpleNamespace(get_job_id=lambda: "02000000", gcs_address="127.0.0.1:41234")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.delenv(MEETING_ENV, raising=False)
-    monkeypatch.setenv("MASTER_PORT", "29501")
+    for name, value in {"MASTER_PORT": "29501", "WORLD_SIZE": "2", "RAY_LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("ray_init", [None, {}, {"num_cpus": 4}, {"address": None}])
@@ -41,6 +43,18 @@ def test_training_processes_meet_at_a_file_of_their_own(cluster, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "29502")
     meet_at_a_file()
     assert os.environ.pop(MEETING_ENV) != first
+
+
+def test_processes_of_several_machines_have_no_common_file(cluster, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    meet_at_a_file()
+    assert MEETING_ENV not in os.environ
+
+
+def test_a_process_without_ray_starts_none(cluster, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    meet_at_a_file()
+    assert MEETING_ENV not in os.environ
 
 
 def test_a_place_that_the_user_chose_stays(cluster, monkeypatch):

@@ -30,11 +30,13 @@ def meet_at_a_file() -> None:
     """Lets the training processes of a run meet at a file of the run's, unless the user says where.
 
     The store that they meet at otherwise listens on every address of the machine. verl gives all processes of a worker
-    group one port, which names the file.
+    group one port, which names the file. Nothing changes outside a run on Ray, or where a group has several machines.
     """
     import ray
 
-    if MEETING_ENV in os.environ or "MASTER_PORT" not in os.environ:
+    if MEETING_ENV in os.environ or "MASTER_PORT" not in os.environ or not ray.is_initialized():
+        return
+    if os.environ.get("RAY_LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         return
     context = ray.get_runtime_context()
     cluster = context.gcs_address.rpartition(":")[2]
