@@ -119,8 +119,9 @@ def test_shipped_defaults_are_the_dataclasses_defaults():
     default = family_config("quantile_ensemble")
     shipped = family_of(config)
     assert shipped.loss_config() == default.loss_config()
+    assert shipped.auto_config() == default.auto_config()
     for field in fields(default):
-        if field.name != "coef":  # compared above, with what the loss fills in
+        if field.name not in ("coef", "auto"):  # compared above, with what is filled in
             assert getattr(shipped, field.name) == getattr(default, field.name), field.name
 
 

@@ -2,7 +2,6 @@
 """The watch over a run, without Ray but for the messages that Ray's table is made of."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -187,11 +186,14 @@ def test_a_process_without_an_answer_is_not_asked():
         sleeper.wait()
 
 
-def test_outside_of_ray_nothing_is_registered(monkeypatch):
-    monkeypatch.delenv("RAY_RAYLET_PID", raising=False)
-    health.answer_with_stacks()
-    assert not health.catches(os.getpid(), health.STACKS)
-    assert health.catches(os.getpid(), signal.SIGINT)
+def test_outside_of_ray_nothing_is_registered():
+    code = (
+        "import os, signal; from verl_dvpo import health; health.answer_with_stacks()\n"
+        "print(health.catches(os.getpid(), health.STACKS), health.catches(os.getpid(), signal.SIGINT))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_RAYLET_PID"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert told.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_json_gives_the_study_back(out):
         (
             {"stepz": 4},
             "stepz is 4; there is no such field, allowed are algorithms, arms, base, hypotheses, minutes_per_run, "
-            "name, noises, out, reference, seeds, steps, tasks, test_freq, tuning; rename or remove it",
+            "name, noises, out, reference, same_head, seeds, steps, tasks, test_freq, tuning; rename or remove it",
         ),
         ({"base": "platform=cpu"}, "base is 'platform=cpu'; allowed is a valid list; correct it"),
         (

@@ -181,7 +181,9 @@ def test_verls_own_merge_keeps_the_server(monkeypatch, own, expected):
     config.ray_kwargs.ray_init.runtime_env.py_executable = own
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     monkeypatch.setattr(
-        fork_server, "_of_this_process", lambda variables: SimpleNamespace(py_executable="the server's")
+        fork_server,
+        "_of_this_process",
+        lambda variables: SimpleNamespace(py_executable="the server's", folder="its folder"),
     )
     default = fork_server.in_runtime_env(lambda config: {"env_vars": {}})(config)
     # as verl's run_ppo merges them
