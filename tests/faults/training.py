@@ -93,6 +93,10 @@ def own_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+#: Seconds that the processes of a run have at least to follow it; the fork server looks for its raylet every 5.
+PARTING = 30.0
+
+
 def command(demo: Path, checkpoints: Path, *overrides: str) -> list[str]:
     return [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", "platform=cpu", "+task=demo"),
@@ -145,7 +149,8 @@ def run(
         look()
         time.sleep(0.1)
     status = process.poll()
-    while descendants() and status is not None and time.time() - _since(stamp, started) < limit:
+    over = time.time()
+    while descendants() and status is not None and time.time() < max(_since(stamp, started) + limit, over + PARTING):
         time.sleep(0.1)
     ended = Ended(-1 if status is None else status, "", time.time() - _since(stamp, started))
     ended.left = [name_of(each) for each in descendants()]
