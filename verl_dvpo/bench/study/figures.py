@@ -145,6 +145,8 @@ def _noise_rate(results: Results):
             for place, algorithm in enumerate(study.algorithms):
                 mine = table[(table["task"] == task.name) & (table["algorithm"] == algorithm.name)]
                 mine = mine[mine["noise"].isin(list(rates))]
+                if mine.empty:  # no arm, or no run yet
+                    continue
                 mine = mine.assign(rate=mine["noise"].map(rates)).dropna(subset="rate").sort_values("rate")
                 # side by side, so that intervals do not hide each other
                 x = mine["rate"] + gap * (place - (len(study.algorithms) - 1) / 2)
