@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of a study costs, and whether a run in a row equals one that starts cold.
+"""Measures what a run of a study costs, and compares a run in a row with one that starts cold.
 
     python benchmarks/study_run.py                              # ten runs in a row, then the tenth again, cold
     python benchmarks/study_run.py --runs 3 --core 1            # on one core

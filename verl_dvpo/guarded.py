@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps a run of verl's trainers safe: `Watch` over its parts, and checkpoints that are whole or not there."""
+"""Keeps a run of verl's trainers safe: `Watch` over its parts, and checkpoints that are whole or not there."""
 
 import shutil
 from collections.abc import Callable, Iterator

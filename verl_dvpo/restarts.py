@@ -55,7 +55,7 @@ def _changed(folder: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run ended: in words, and the step if it is known. Equal failures at one step will come again."""
+    """The reason of a run's end in words, and the step if it is known. Equal failures at one step will come again."""
 
     text: str
     step: int | None

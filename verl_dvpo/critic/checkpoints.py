@@ -36,7 +36,7 @@ FORCE_DATA = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class Settings(Protocol):
-    """What a manifest needs of a family's settings; ``FamilyConfig`` has it."""
+    """The part of a family's settings that a manifest needs; ``FamilyConfig`` has it."""
 
     @property
     def family(self) -> str:

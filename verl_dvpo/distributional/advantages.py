@@ -208,6 +208,22 @@ def group_std(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     Returns:
         (B,) in units of reward, 1 for rows without a valid token.
     """
+    _, std, is_group = group_moments(rewards, mask, groups)
+    return torch.where(is_group, std, 1.0)
+
+
+def group_moments(rewards: Tensor, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Measures total rewards among the answers to a prompt.
+
+    Args:
+        rewards: (B, T); the total is taken over valid tokens.
+        mask: (B, T) of 0 and 1, any dtype; rows without a valid token belong to no group.
+        groups: (B,) integers, equal for answers to one prompt.
+
+    Returns:
+        means (B,) and standard deviations (B,), divided by n − 1, of each row's group, and whether that group has two
+        answers or more and the row is one of them (B,) bool. Where it is not, the deviation is 0.
+    """
     valid = mask != 0
     exists = valid.any(-1).to(rewards.dtype)
     totals = rewards.masked_fill(~valid, 0.0).sum(-1)
@@ -216,8 +232,9 @@ def group_std(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     count = zeros.index_add(0, places, exists)
     mean = zeros.index_add(0, places, totals * exists) / count.clamp_min(1)
     squares = zeros.index_add(0, places, (totals - mean[places]).square() * exists)
-    std = torch.where(count > 1, (squares / (count - 1).clamp_min(1)).sqrt(), 1.0)
-    return torch.where(exists > 0, std[places], 1.0)
+    is_group = (count[places] > 1) & (exists > 0)
+    std = (squares / (count - 1).clamp_min(1)).sqrt()
+    return mean[places], std[places] * is_group, is_group
 
 
 def effective_share(weights: Tensor, mask: Tensor) -> Tensor:

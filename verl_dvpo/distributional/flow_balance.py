@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .advantages import _with_last, last_valid
+from .advantages import _with_last, group_moments, last_valid
 
 #: As in verl's GRPO: added to a group's standard deviation.
 GROUP_EPS = 1e-6
@@ -28,16 +28,9 @@ def group_normalised(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     Returns:
         (B,); R itself where a prompt has one answer, as in verl's GRPO; 0 in rows without a valid token.
     """
-    valid = mask != 0
-    exists = valid.any(-1).to(rewards.dtype)
-    totals = rewards.masked_fill(~valid, 0.0).sum(-1)
-    places = torch.unique(groups, return_inverse=True)[1]
-    zeros = torch.zeros_like(totals)
-    count = zeros.index_add(0, places, exists)
-    mean = zeros.index_add(0, places, totals * exists) / count.clamp_min(1)
-    apart = (totals - mean[places]) * exists
-    std = (zeros.index_add(0, places, apart.square()) / (count - 1).clamp_min(1)).sqrt()
-    return torch.where(count[places] > 1, apart / (std[places] + GROUP_EPS), totals * exists)
+    mean, std, is_group = group_moments(rewards, mask, groups)
+    totals = rewards.masked_fill(mask == 0, 0.0).sum(-1)
+    return torch.where(is_group, (totals - mean) / (std + GROUP_EPS), totals)
 
 
 def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -302,7 +302,7 @@ class QuantileEnsembleFamily(SampledFamily):
 
 
 def _chooser(config: QuantileEnsembleConfig, levels: Tensor) -> Chooser | None:
-    """What chooses in training; None where nothing is ``auto``."""
+    """The chooser of density and risk in training; None where nothing is ``auto``."""
     risk: float | str = config.coef.get("risk", 0.0)
     if config.num_quantiles != AUTO and risk != AUTO:
         return None

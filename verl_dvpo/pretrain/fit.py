@@ -60,7 +60,7 @@ class FitConfig:
 
 @dataclass
 class Fitted:
-    """What a fit found.
+    """The result of a fit.
 
     Attributes:
         history: held-out measurements: before the first epoch, then after each.

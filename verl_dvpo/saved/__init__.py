@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies on a disk: manifests, whole-or-nothing writes, checks of what is read. No verl, no Ray, no model."""
+"""Reads and writes what lies on a disk: manifests, whole-or-nothing writes, and checks. No verl, no Ray, no model."""

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,20 @@ PACKAGES = ("verl-dvpo", "verl", "torch", "transformers", "safetensors", "peft",
 @cache
 def program_facts() -> Mapping[str, Any]:
     """Returns ``versions``, ``git_revision`` (None outside a checkout) and ``platform``."""
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {name: version for name, version in versions_of(PACKAGES).items() if version is not None}
     machine = f"{platform.system()} {platform.machine()}"
-    return {"versions": versions, "git_revision": _revision(), "platform": machine}
+    return {"versions": versions, "git_revision": revision(), "platform": machine}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """Returns the versions of Python and of packages; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def run_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,19 +65,20 @@ def config_sha256(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
     """Reads the commit of the checkout that this file is tracked in; ``+changes`` follows where files differ."""
     here = Path(__file__).parent
-    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # an installed copy, perhaps inside another repository
-    revision = _git(here, "rev-parse", "HEAD")
-    changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    return f"{revision}+changes" if changed else revision
+    commit = git(here, "rev-parse", "HEAD")
+    changed = git(here, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if changed else commit
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """Returns what git prints in a folder, stripped; None if it fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a folder says of itself.
+    """The statement of a folder about itself.
 
     Attributes:
         kind: ``checkpoint`` (of a run, to resume from) or ``critic`` (to use, or to start from).

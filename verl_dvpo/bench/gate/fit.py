@@ -22,7 +22,7 @@ BATCH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How a critic is fitted.
+    """Settings of a fit.
 
     Attributes:
         epochs: passes over the rollouts, at least 1.

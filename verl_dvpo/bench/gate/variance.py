@@ -38,7 +38,7 @@ FIRST, ALL, AT, BETWEEN, MEAN, DEVIATION, LENGTH = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of a measurement.
 
     Attributes:
         fitted: prompts with one response each that a critic is fitted to, at least 1.

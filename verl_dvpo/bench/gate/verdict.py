@@ -15,7 +15,7 @@ PASSED, FAILED, OPEN = "passed", "failed", "open"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of one task.
+    """The gate's verdict on one task.
 
     Attributes:
         task: its name.

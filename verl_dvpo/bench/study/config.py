@@ -164,7 +164,7 @@ class Arms(Settings):
 
 
 class Tuning(Settings):
-    """What was done to set an algorithm before the study.
+    """The tuning that an algorithm had before the study.
 
     Attributes:
         settings: number of settings that were tried, 1 or more; 1 is an algorithm as it ships.

@@ -13,7 +13,7 @@ from verl_dvpo.bench.study.stopping import Standing, State
 
 
 class Judgement(StrEnum):
-    """What the rule says of a contrast."""
+    """The rule's verdict on a contrast."""
 
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"

@@ -21,7 +21,7 @@ import yaml
 from verl_dvpo.bench.common import write_json, write_text
 from verl_dvpo.bench.study.config import Study
 from verl_dvpo.bench.study.hypotheses import Hypotheses
-from verl_dvpo.bench.study.versions import git
+from verl_dvpo.saved.facts import git
 
 FOLDER = "frozen"
 HYPOTHESES, STUDY, FACTS = "hypotheses.yaml", "study.yaml", "frozen.json"

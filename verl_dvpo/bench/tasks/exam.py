@@ -55,7 +55,7 @@ class Sum:
 
     @property
     def fact(self) -> Fact:
-        """What the teacher knows well or badly, whatever the order of the digits."""
+        """The pair of digits in ascending order, which the teacher knows well or badly."""
         return (min(self.x, self.y), max(self.x, self.y))
 
 
