@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from verl_dvpo.saved import checkpoints
+from verl_dvpo.saved.manifest import FILE, Manifest, describe_files, write_manifest
 
 
 def save(folder: Path, step: int, *, ranks: int = 1, critic: bool = True) -> Path:
@@ -21,6 +22,10 @@ def save(folder: Path, step: int, *, ranks: int = 1, critic: bool = True) -> Pat
             for content in ("model", "optim", "extra_state"):
                 state = {"weight": torch.full((64, 8), float(step)), "step": step}
                 torch.save(state, checkpoint / part / f"{content}_world_size_{ranks}_rank_{rank}.pt")
+    if critic:
+        (checkpoint / "critic" / "family_state.safetensors").write_bytes(bytes(range(64)))
+        manifest = Manifest(kind="checkpoint", family="scalar", num_outputs=1, hidden_size=8, layout={}, settings={})
+        write_manifest(checkpoint / "critic", manifest.of_files(describe_files(checkpoint / "critic")))
     torch.save({"position": step}, checkpoint / "data.pt")
     checkpoints.point_to(folder, step)
     return checkpoint
@@ -69,6 +74,23 @@ def test_one_that_lacks_a_part_is_passed_over(folder, gone, reason):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert reason in checkpoints.problem(folder / "global_step_10", critic=True)
     assert checkpoints.choose(folder, critic=True) == 2
+
+
+@pytest.mark.parametrize("file", ["family_state.safetensors", "extra_state_world_size_1_rank_0.pt"])
+def test_a_changed_file_of_the_critic_is_passed_over(folder, file):
+    path = folder / "global_step_10" / "critic" / file
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert "was changed after it was written" in checkpoints.problem(folder / "global_step_10", critic=True)
+    assert checkpoints.choose(folder, critic=True) == 2
+    assert checkpoints.problem(folder / "global_step_10", critic=True, read=False) == ""
+
+
+def test_a_critic_without_its_manifest_is_passed_over(folder):
+    (folder / "global_step_10" / "critic" / FILE).unlink()
+    assert "has no manifest.json" in checkpoints.problem(folder / "global_step_10", critic=True)
+    assert checkpoints.choose(folder, critic=True, read=False) == 2
 
 
 def test_a_run_without_a_critic_needs_none(tmp_path):

@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 from verl_dvpo.saved.files import write_text
+from verl_dvpo.saved.manifest import FILE, check_files, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,26 @@ def problem(checkpoint: Path, *, critic: bool, read: bool = True) -> str:
             return missing
     if not (checkpoint / "data.pt").is_file():
         return f"{checkpoint / 'data.pt'} is missing, which is written last"
-    files = sorted(checkpoint.rglob("*.pt")) if read else []
+    if critic and (reason := _critic_problem(checkpoint / "critic", read=read)):
+        return reason
+    files = [*sorted((checkpoint / "actor").rglob("*.pt")), checkpoint / "data.pt"] if read else []
     return next(filter(None, map(_damage, files)), "")
+
+
+def _critic_problem(part: Path, *, read: bool) -> str:
+    """Says where the critic's files differ from their manifest, which lies with the files of rank 0.
+
+    Files of ranks on other machines are not there to be compared.
+    """
+    if not (part / FILE).is_file() and not any(part.glob("*_rank_0.pt")):
+        return ""
+    try:
+        manifest = read_manifest(part, "checkpoint")
+        here = [name for name in manifest.files if (part / name).is_file() or not RANK_FILE.fullmatch(name)]
+        check_files(part, manifest, here, contents=read)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _missing_ranks(part: Path) -> str:
