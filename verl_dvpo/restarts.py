@@ -100,14 +100,25 @@ def adopt_orphans() -> None:
 
 def end_descendants(seconds: float) -> None:
     """Waits for all descendants of this process to end, and ends those that have not after ``seconds``."""
-    found = psutil.Process().children(recursive=True)
-    _, alive = psutil.wait_procs(found, timeout=seconds)
-    while alive:
+    deadline = time.monotonic() + seconds
+    while alive := _alive_descendants():
+        if time.monotonic() < deadline:
+            time.sleep(0.1)
+            continue
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=5.0)
-        alive = [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def _alive_descendants() -> list[psutil.Process]:
+    """Lists them anew: while a run ends, one that it had still asked for may start."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 class Run:

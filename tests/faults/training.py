@@ -78,7 +78,9 @@ def descendants() -> list[psutil.Process]:
 
 def name_of(process: psutil.Process) -> str:
     try:
-        return f"process {process.pid} {' '.join(process.cmdline())[:80] or process.name()}"
+        what = " ".join(process.cmdline())[:120] or process.name()
+        since = time.time() - process.create_time()
+        return f"process {process.pid} of {process.ppid()}, {process.status()}, {since:.0f} s old: {what}"
     except psutil.NoSuchProcess:
         return f"process {process.pid}"
 

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hydra
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
 import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
-from verl_dvpo.platforms.cpu import fork_server
+from verl_dvpo.platforms.cpu import fork_client, fork_server
 from verl_dvpo.platforms.cpu.fork_server import ForkServer
 
 TELL = """
@@ -111,6 +113,44 @@ def test_the_server_ends_with_its_owner(tmp_path):
     )
     assert wait_for_end(int(printed.stdout.split()[-1]))
     assert not list(Path(tmp_path).glob("verl-dvpo-*"))
+
+
+def test_a_worker_that_answers_nobody_ends_with_the_server(tmp_path):
+    """It sleeps in C and keeps Python's lock, so that no thread of its own can end it."""
+    script = tmp_path / "stuck.py"
+    script.write_text("import ctypes, os\nprint(os.getpid(), flush=True)\nctypes.PyDLL(None).sleep(300)\n")
+    with ForkServer(modules=("fractions",), run_modules=()) as own:
+        client = subprocess.Popen([*shlex.split(own.py_executable), str(script)], stdout=subprocess.PIPE, text=True)
+        worker = int(client.stdout.readline())
+        time.sleep(1.0)  # until it sleeps
+        client.kill()
+        client.wait(20)
+        assert not wait_for_end(worker, seconds=1.0)
+    assert wait_for_end(worker)
+
+
+def test_clients_that_leave_before_the_answer_leave_no_process_and_no_traceback(script, tmp_path, capfd):
+    variables = {"PATH": os.environ["PATH"], "RAY_JOB_ID": "", "RAY_RAYLET_PID": ""}
+    with ForkServer(modules=("fractions",), run_modules=()) as own:
+        with fork_client.connect(own.address) as first:
+            fork_client.send(first, {"run": "left", "environment": variables})
+        with fork_client.connect(own.address) as second:
+            fork_client.send(second, {"run": "-", "environment": variables})
+            address = second.recv(1024).decode()
+        for _ in range(3):
+            with fork_client.connect(address) as asking:
+                message = {"arguments": [str(script)], "environment": variables, "folder": str(tmp_path)}
+                fork_client.send(asking, message)
+                socket.send_fds(asking, [b"."], [0, 1, 2])
+        assert json.loads(run(own, str(script), env=variables).stdout)["name"] == "__main__"
+        servers = psutil.Process(own._process.pid).children(recursive=True)
+        deadline = time.monotonic() + 20
+        while len(servers) > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+            servers = psutil.Process(own._process.pid).children(recursive=True)
+        assert len(servers) == 1, "the server of the run"
+    assert wait_for_end(servers[0].pid)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_status_and_traceback_of_a_script_that_fails(server, tmp_path):

@@ -17,6 +17,7 @@ and the number of threads that its environment asks for.
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -33,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +44,7 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 
 from verl_dvpo.platforms.cpu import distribution
+from verl_dvpo.platforms.cpu.engine_process import PARENT_DEATH_SIGNAL
 from verl_dvpo.platforms.cpu.loopback import keep_ray_inside
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,8 @@ logger = logging.getLogger(__name__)
 CLIENT = Path(__file__).with_name("fork_client.py")
 #: In the environment of a run's workers; 0 switches the fork server off.
 SWITCH = "VERL_DVPO_FORK_SERVER"
+#: Seconds that a run's raylet has, after the run's driver has ended, to end its workers.
+PARTING = 20.0
 
 #: What the server imports: other packages, and nothing that imports Ray.
 MODULES = (
@@ -90,6 +95,8 @@ RUN_MODULES = (
 class ForkServer:
     """A fork server, alive as long as the ``with`` block or the process that started it.
 
+    Workers end with their run's raylet, or ``PARTING`` seconds after the server's end.
+
     Args:
         environment: variables of the server beside this process's own; those that are read at import count here.
         modules: imported at once, in order; none of them may import Ray.
@@ -122,7 +129,7 @@ class ForkServer:
         return " ".join(shlex.quote(part) for part in (sys.executable, "-I", "-S", str(CLIENT), self.address))
 
     def close(self) -> None:
-        """Ends the server; its forks go on until Ray ends them."""
+        """Ends the server."""
         os.close(self._lifeline)
         self._process.wait()
 
@@ -190,21 +197,24 @@ def serve(listener: socket.socket, lifeline: int, modules: list[str], run_module
             own.bind(address)
             own.listen(64)
             if os.fork() == 0:
-                connection.sendall(address.encode())
-                connection.close()
-                listener.close()
-                serve_run(own, lifeline, request["environment"], run_modules)
+                with ends_here():
+                    connection.sendall(address.encode())
+                    connection.close()
+                    listener.close()
+                    serve_run(own, lifeline, request["environment"], run_modules)
             own.close()
         else:
-            connection.sendall(address.encode())
+            with contextlib.suppress(OSError):  # the client ended before it was answered
+                connection.sendall(address.encode())
         connection.close()
 
 
 def serve_run(listener: socket.socket, lifeline: int, environment: dict[str, str], modules: list[str]) -> None:
     """Imports ``modules`` with a run's environment, then forks once per connection; does not return.
 
-    It ends when ``lifeline`` is closed at its other end, or with the run's raylet; at once if its forks would draw the
-    same random numbers from Ray's library. Then each client becomes the worker that it asked for.
+    It ends with the run's raylet, at most ``PARTING`` seconds after ``lifeline`` is closed at its other end, and its
+    forks with it. It ends at once if its forks would draw the same random numbers from Ray's library; then each client
+    becomes the worker that it asked for.
     """
     os.setsid()
     set_environment(environment)
@@ -214,13 +224,47 @@ def serve_run(listener: socket.socket, lifeline: int, environment: dict[str, str
             "modules are %s; one of them draws from Ray's random numbers; workers start without forks", modules
         )
         os._exit(1)
-    for connection in connections(listener, lifeline, raylet=int(environment.get("RAY_RAYLET_PID") or 0)):
+    raylet = int(environment.get("RAY_RAYLET_PID") or 0)
+    for connection in connections(listener, lifeline, raylet):
         if os.fork() == 0:
-            os.close(lifeline)
-            listener.close()
-            run(connection)
+            with ends_here():
+                ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+                os.close(lifeline)
+                listener.close()
+                run(connection)
         connection.close()
+    listener.close()
+    parting = time.monotonic() + PARTING
+    while is_alive(raylet) and time.monotonic() < parting:
+        time.sleep(0.2)
     os._exit(0)
+
+
+@contextlib.contextmanager
+def ends_here() -> Iterator[None]:
+    """Ends this process with the block, whatever happens in it; the interpreter is not taken down.
+
+    A fork shares locks with threads that it does not have, and would wait for them for ever. A client that has gone is
+    no error.
+    """
+    status = 1
+    try:
+        yield
+        status = 0
+    except ConnectionError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)
+
+
+def is_alive(process: int) -> bool:
+    """Tells whether a process runs; 0 stands for none, and one that is dead and not yet buried does not run."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def draw_in_a_fork() -> bytes:
@@ -250,7 +294,7 @@ def connections(listener: socket.socket, lifeline: int, raylet: int = 0) -> Iter
     """Yields connections until ``lifeline`` is closed at its other end, or the process ``raylet`` has ended."""
     while True:
         ready, _, _ = select.select([listener.fileno(), lifeline], [], [], 5.0 if raylet else None)
-        if lifeline in ready or (raylet and not Path(f"/proc/{raylet}").exists()):
+        if lifeline in ready or (raylet and not is_alive(raylet)):
             return
         if ready:
             yield listener.accept()[0]
@@ -276,8 +320,8 @@ def run(connection: socket.socket) -> None:
         os.close(fd)
     set_environment(request["environment"])
     os.chdir(request["folder"])
-    connection.sendall(os.getpid().to_bytes(8, "little"))
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    connection.sendall(os.getpid().to_bytes(8, "little"))
     _own_state()
     script, *arguments = request["arguments"]
     sys.argv = [script, *arguments]
