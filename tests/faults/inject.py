@@ -34,8 +34,8 @@ def pids_of(part: str) -> list[int]:
         return [raylet.pid]
     driver = raylet.parent()
     assert driver is not None
-    if part == "VLLM::EngineCore":
-        return [each.pid for each in driver.children(recursive=True) if part in " ".join(each.cmdline())]
+    if part == "EngineCore":  # a fork of the rollout server; it keeps the name that Ray gave its parent
+        return [child.pid for server in pids_of("HttpServer") for child in psutil.Process(server).children()]
     if part == "driver":
         return [driver.pid]
     if part in ("gcs_server", "fork_server"):

@@ -9,7 +9,7 @@ from verl_dvpo.health import PARTS
 
 SERVER, LOOP, REWARD = "HttpServer", "AgentLoopWorker", "RewardLoopWorker"
 TRAINING, STORAGE, CONTROLLER = "WorkerDict", "StorageUnit", "TransferQueueController"
-ENGINE = "VLLM::EngineCore"
+ENGINE = "EngineCore"
 #: Seconds without progress after which a run is given up here.
 STALL = 30
 

@@ -67,6 +67,19 @@ _EVERYWHERE = (
         relies_on=("verl.workers.engine_workers:TrainingWorker.__init__",),
     ),
     Entry(
+        symbol="verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:create_shared_memory",
+        kind=Kind.WRAP,
+        ours=f"{_CPU}.shared_memory:noted",
+        moment=Moment.IMPORT,
+        platform="cpu",
+        what="the name of the weight transfer's shared memory is noted among the run's temporary files",
+        why="a sender that is killed in the middle leaves its segment, whose name is random",
+        relies_on=(
+            "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightSender._init_buffer",
+            "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightSender._cleanup",
+        ),
+    ),
+    Entry(
         symbol="verl.utils.seqlen_balancing:get_seqlen_balanced_partitions",
         kind=Kind.WRAP,
         ours=f"{_CPU}.patches:skip_single_partitions",

@@ -24,6 +24,8 @@ import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path
 from verl_dvpo.platforms.cpu import fork_client, fork_server
 from verl_dvpo.platforms.cpu.fork_server import ForkServer
 
+ROOT = Path(__file__).parents[3]
+
 TELL = """
 import json, os, sys, random
 import numpy as np
@@ -127,6 +129,24 @@ def test_a_worker_that_answers_nobody_ends_with_the_server(tmp_path):
         client.wait(20)
         assert not wait_for_end(worker, seconds=1.0)
     assert wait_for_end(worker)
+
+
+def test_shared_memory_of_a_killed_worker_is_removed_with_the_server(tmp_path):
+    """It ends as a sender of weights does whose receiver and whose own group of processes were killed."""
+    script = tmp_path / "sender.py"
+    script.write_text(
+        "import os, signal\nfrom multiprocessing import resource_tracker, shared_memory\n"
+        "from verl_dvpo.platforms.cpu.shared_memory import noted\n"
+        "make = noted(lambda size, name: shared_memory.SharedMemory(name=name, create=True, size=size))\n"
+        "make(64, 'verl_weights_of_a_test')\nprint('made', flush=True)\n"
+        "os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with ForkServer(modules=("fractions",), run_modules=()) as own:
+        variables = {**os.environ, "TMPDIR": own.folder, "PYTHONPATH": str(ROOT)}
+        done = run(own, str(script), env=variables)
+        assert "made" in done.stdout, done.stderr
+        assert Path("/dev/shm/verl_weights_of_a_test").exists()
+    assert not Path("/dev/shm/verl_weights_of_a_test").exists()
 
 
 def test_clients_that_leave_before_the_answer_leave_no_process_and_no_traceback(script, tmp_path, capfd):

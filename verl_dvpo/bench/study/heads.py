@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_dvpo.bench.study.config import Study
+from verl_dvpo.bench.study.fields import check_mapping, read_yaml
 from verl_dvpo.bench.study.plan import Run, compose, plan
 
 LINEAR = "linear"
@@ -37,10 +38,19 @@ def check_same_head(study: Study) -> None:
 
 def heads_note(study: Study) -> str:
     """Returns what the report says of the heads, read from the runs' own configurations; empty where all are alike."""
-    heads = _heads(study, lambda run: OmegaConf.load(run.folder / "config.yaml"))
+    heads = _heads(study, _recorded)
     if len(set(heads.values())) < 2:
         return ""
     return f"**Critics differ in the width of their heads: {_listed(heads)}.** A wider head has more to learn with."
+
+
+def _recorded(run: Run) -> Any:
+    """Returns the configuration with which a run was started; raises ValueError where it is none."""
+    path = run.folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    what = f"config.yaml of run {run.name}"
+    return OmegaConf.create(dict(check_mapping(read_yaml(path, what), what)))
 
 
 def _heads(study: Study, config_of: Callable[[Run], Any]) -> dict[str, str]:

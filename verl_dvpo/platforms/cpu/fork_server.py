@@ -46,6 +46,7 @@ from omegaconf import OmegaConf, open_dict
 from verl_dvpo.platforms.cpu import distribution
 from verl_dvpo.platforms.cpu.engine_process import PARENT_DEATH_SIGNAL
 from verl_dvpo.platforms.cpu.loopback import keep_ray_inside
+from verl_dvpo.platforms.cpu.shared_memory import remove_noted
 
 logger = logging.getLogger(__name__)
 
@@ -377,4 +378,6 @@ if __name__ == "__main__":
         serve(listening, int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(","))
     finally:
         if os.getpid() == owner:
-            shutil.rmtree(Path(listening.getsockname()).parent, ignore_errors=True)
+            folder = Path(listening.getsockname()).parent
+            remove_noted(folder)
+            shutil.rmtree(folder, ignore_errors=True)
