@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from verl_dvpo.restarts import STATE_ENV, Failure, Run, announce, failure_of
 from verl_dvpo.saved.checkpoints import point_to
@@ -58,6 +60,18 @@ def test_a_run_that_ends_well_is_run_once_and_its_output_passed_on(program, tmp_
     assert out.getvalue() == "step:1 - loss:0.5\n"
     assert attempts(tmp_path) == [[]]
     assert capfd.readouterr().err == ""
+
+
+def test_what_torch_compiles_is_kept_from_run_to_run(program):
+    run, out = program(
+        "announced()\nfrom torch._inductor.runtime.cache_dir_utils import cache_dir\n"
+        "import tempfile\nprint(cache_dir(), tempfile.gettempdir(), sep='\\n')"
+    )
+    assert run.until_done() == 0
+    compiled, temporary = map(Path, out.getvalue().split())
+    assert compiled == Path(cache_dir())
+    assert temporary != Path(tempfile.gettempdir())
+    assert not temporary.exists()
 
 
 def test_a_configuration_that_is_refused_is_not_tried_again(program, tmp_path, capfd):

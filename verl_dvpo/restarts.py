@@ -28,6 +28,7 @@ from typing import IO, Annotated, Any
 import psutil
 import typer
 
+from verl_dvpo.platforms.compiled import compiled_code
 from verl_dvpo.saved.checkpoints import TRACKER
 
 #: Names the file in which a run says that its configuration is in order, and where its checkpoints are.
@@ -171,6 +172,7 @@ class Run:
             state = folder / "state.json"
             environment = {
                 **os.environ,
+                **compiled_code(),
                 STATE_ENV: str(state),
                 "TMPDIR": str(folder),
                 "RAY_TMPDIR": str(folder),

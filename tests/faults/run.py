@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,9 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=5)
     chosen = parser.parse_args()
     adopt_orphans()
+    commit = subprocess.check_output(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, text=True
+    ).strip()
     chain = Chain(chosen.demo.resolve(), chosen.work.resolve())
     chain.begin()
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +182,7 @@ def main() -> int:
         for fault in (fault for fault in FAULTS if fault.name in chosen.only):
             if sum(row["name"] == fault.name for row in rows) > time:
                 continue  # done before an interruption
-            rows.append(chain.strike(fault))
+            rows.append({**chain.strike(fault), "commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}"})
             with open(record, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), flush=True)

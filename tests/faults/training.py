@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from verl_dvpo.platforms.compiled import compiled_code
+
 HERE = Path(__file__).parent
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
@@ -116,8 +118,8 @@ def environment(folder: Path, fault: dict | list | None = None) -> dict[str, str
         "TMPDIR": str(folder / "tmp"),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "HYDRA_FULL_ERROR": "1",
-        # torch's own cache, which outlives runs
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        # what torch compiles outlives runs
+        **compiled_code(),
         # a busy machine is no fault
         "RAY_raylet_start_wait_time_s": "200",
         "RAY_worker_register_timeout_seconds": "200",

@@ -19,6 +19,7 @@ import hydra
 import psutil
 import pytest
 from omegaconf import OmegaConf
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
 from verl_dvpo.platforms.cpu import fork_client, fork_server
@@ -249,3 +250,6 @@ def test_verls_own_merge_keeps_the_server(monkeypatch, own, expected):
     # as verl's run_ppo merges them
     merged = OmegaConf.merge(default, config.ray_kwargs.ray_init.runtime_env)
     assert merged.py_executable == expected
+    if own is None:
+        assert merged.env_vars.TMPDIR == "its folder"
+        assert cache_dir() == merged.env_vars.TORCHINDUCTOR_CACHE_DIR, "what torch compiles outlives the run"

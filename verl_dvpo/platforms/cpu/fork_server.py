@@ -43,6 +43,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
+from verl_dvpo.platforms.compiled import compiled_code
 from verl_dvpo.platforms.cpu import distribution
 from verl_dvpo.platforms.cpu.engine_process import PARENT_DEATH_SIGNAL
 from verl_dvpo.platforms.cpu.loopback import keep_ray_inside
@@ -170,7 +171,8 @@ def in_runtime_env(original: Callable[..., dict[str, Any]]) -> Callable[..., dic
         if variables.get(SWITCH, "1") != "0" and not own.get("py_executable"):
             server = _of_this_process(frozenset(variables.items()))
             result["py_executable"] = server.py_executable
-            result.setdefault("env_vars", {})["TMPDIR"] = server.folder
+            own_files = {**compiled_code(), **result.get("env_vars", {}), "TMPDIR": server.folder}
+            result["env_vars"] = own_files
             with open_dict(own):
                 own.pop("py_executable", None)
         return result
