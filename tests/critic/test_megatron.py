@@ -209,10 +209,11 @@ def test_a_checkpoint_is_a_hugging_face_folder_with_the_head_beside_it(checkpoin
     family = build_family(family_config(**TWO_LAYERS))
     head = build_head(16, family, seed=1, width=12)
     head.load_state_dict({n.removeprefix("score."): t for n, t in load_file(path / "value_head.safetensors").items()})
+    batch = harness.make_batch()
     with torch.no_grad():
-        states = [
-            backbone(input_ids=ids[None]).last_hidden_state[0] for ids in harness.make_batch()["input_ids"].unbind()
-        ]
+        states = []
+        for prompt, ids in zip(batch["prompts"].unbind(), batch["input_ids"].unbind(), strict=True):
+            states.append(backbone(input_ids=ids[None]).last_hidden_state[0][len(prompt) - 1 : -1])
         outputs = head(torch.cat(states))
     torch.testing.assert_close(outputs, checkpoints[0]["saved"], rtol=1e-5, atol=1e-5)
 

@@ -13,6 +13,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from critic import harness
 from verl_dvpo.critic.config import family_config
+from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.store import KeptSamples, build_targets, reward_std
 from verl_dvpo.critic.worker import ROW
 from verl_dvpo.families.registry import build_family
@@ -82,7 +83,8 @@ def test_scalar_family_has_the_loss_and_gradient_of_verls_value_loss(model):
         rows_per_chunk=3,
     )
     our_outputs = new.clone().requires_grad_()
-    jagged_outputs = torch.nested.nested_tensor_from_jagged(our_outputs, offsets)
+    states = ResponseTokens.of(data).states
+    jagged_outputs = torch.nested.nested_tensor_from_jagged(our_outputs[states], batch["responses"].offsets())
     our_loss, our_metrics = partial(worker._loss, config)({"outputs": jagged_outputs}, data)
     our_loss.backward()
 

@@ -162,10 +162,20 @@ def run(
         each.kill()
     process.wait()
     psutil.wait_procs(descendants(), timeout=10)
-    ended.left += [f"/dev/shm/{name}" for name in sorted(set(os.listdir("/dev/shm")) - shared)]
+    ended.left += [f"/dev/shm/{name}" for name in sorted(_lasting(shared))]
     ended.left += [f"temporary file {path.name}" for path in sorted((folder / "tmp").iterdir())]
     ended.log = log.read_text(errors="replace")
     return ended
+
+
+def _lasting(before: set[str]) -> set[str]:
+    """Names in shared memory that were not there ``before`` and stay; other runs make some for a moment."""
+    found = set(os.listdir("/dev/shm")) - before
+    deadline = time.time() + 5.0
+    while found and time.time() < deadline:
+        time.sleep(0.2)
+        found &= set(os.listdir("/dev/shm"))
+    return found
 
 
 def _since(stamp: Path, started: float) -> float:

@@ -50,12 +50,7 @@ CALLS: tuple[Entry, ...] = (
     _call("ray.util.placement_group:PlacementGroup", "verl_dvpo.train", "names a placement group", members="__init__"),
     _call("verl.utils.fsdp_utils:fsdp2_load_full_state_dict", "verl_dvpo.critic.fsdp", "fills the head"),
     _call("verl.utils.torch_dtypes:PrecisionType", "verl_dvpo.critic.fsdp", "reads a type's name", members="to_dtype"),
-    _call(
-        "verl.workers.engine.fsdp.transformer_impl:FSDPEngine",
-        "verl_dvpo.critic.fsdp",
-        "removes the padding of packed outputs",
-        members="_gather_and_unpad_packed",
-    ),
+    _call("verl.utils.ulysses:gather_outputs_and_unpad", "verl_dvpo.critic.fsdp", "gathers outputs of a sequence"),
     _call("verl.utils.megatron_utils:unwrap_model", "verl_dvpo.critic.megatron_bridge", "finds the output layer"),
     _call("verl.utils.tensordict_utils:get", "verl_dvpo.critic.worker", "reads metrics"),
     _call("verl.utils.tensordict_utils:pop", "verl_dvpo.critic.worker", "takes scalars out of a batch"),

@@ -209,9 +209,9 @@ _CRITIC = (
     _override(
         f"{_FSDP}:FSDPEngineWithLMHead",
         _ENGINE,
-        "prepare_model_outputs",
-        what="outputs are jagged (B, sequence, D)",
-        why="verl's are probabilities of tokens",
+        "prepare_model_inputs prepare_model_outputs",
+        what="the head computes response tokens only; outputs are jagged (B, T, D)",
+        why="verl's are probabilities of tokens, at every position",
     ),
     _override(
         f"{_MEGATRON}:MegatronEngine",
@@ -237,7 +237,7 @@ _CRITIC = (
         f"{_MEGATRON}:MegatronEngineWithValueHead",
         _MEGATRON_ENGINE,
         "prepare_model_outputs",
-        what="outputs are jagged (B, sequence, D), decoded in inference",
+        what="outputs are jagged (B, T, D), decoded in inference",
         why="verl's are one value a token",
     ),
     _override(

@@ -1,24 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part that all engines of the critic share: the family's head, and the samples that inference keeps.
 
-Shape legend: B sequences, T response positions, nnz all tokens of a micro-batch laid end to end, D outputs of the
-head, S numbers kept per token.
+Shape legend: B sequences, T response positions, L response tokens of a micro-batch laid end to end, L' a block of them,
+D outputs of the head, S numbers kept per token, C numbers a token that the loss is made of.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from verl_dvpo.critic.head import TwoLayerHead, ValueHead, build_head
+from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.families.registry import build_family
 
 #: The key under which the engines are registered; verl's own value engine is ``value_model``.
 MODEL_TYPE = "distributional_value_model"
 
-#: Turns a micro-batch's outputs into the model output of an inference pass: (outputs (nnz, D), micro_batch) -> output.
-Decoder = Callable[[Tensor, TensorDict], dict[str, Tensor]]
+
+class Reader(Protocol):
+    """What the worker makes of outputs, of all response tokens of a micro-batch together or of blocks of them."""
+
+    def decode(self, outputs: Tensor, micro_batch: TensorDict, places: slice) -> dict[str, Tensor]:
+        """Reads a block's outputs (L', D) in inference: name -> (L', ...)."""
+
+    def assemble(
+        self, decoded: dict[str, Tensor], micro_batch: TensorDict, tokens: ResponseTokens
+    ) -> dict[str, Tensor]:
+        """Makes the model output of an inference pass from name -> (L, ...)."""
+
+    def losses(self, outputs: Tensor, micro_batch: TensorDict, tokens: ResponseTokens, places: slice) -> Tensor:
+        """Computes a block's losses (L', C) from its outputs (L', D); the first is what is minimised."""
+
+    def reads_blocks(self) -> bool:
+        """Tells whether the losses of this update may be computed block by block."""
 
 
 class DistributionalEngine:
@@ -29,7 +46,7 @@ class DistributionalEngine:
     """
 
     #: Set by the worker; None returns the raw outputs, also in inference.
-    decoder: Decoder | None = None
+    reader: Reader | None = None
     model_config: Any
     _kept: Tensor | None = None
 
@@ -49,7 +66,7 @@ class DistributionalEngine:
         )
 
     def infer_batch(self, data: TensorDict, loss_function: Callable | None = None) -> dict[str, Any]:
-        """Runs verl's inference pass; what the decoder calls ``kept`` stays here, on every rank with outputs."""
+        """Runs verl's inference pass; what the reader calls ``kept`` stays here, on every rank with outputs."""
         output = super().infer_batch(data, loss_function)  # type: ignore[misc]
         self._kept = output["model_output"].pop("kept", None) if self.has_outputs else None
         return output
@@ -57,5 +74,12 @@ class DistributionalEngine:
     def take_kept(self) -> Tensor:
         """Hands over the jagged (B, T, S) of the last inference pass, once."""
         kept, self._kept = self._kept, None
-        assert kept is not None, "infer_batch with a decoder comes first"
+        assert kept is not None, "infer_batch with a reader comes first"
         return kept
+
+    def _model_output(self, outputs: Tensor, micro_batch: TensorDict, tokens: ResponseTokens) -> dict[str, Tensor]:
+        """Makes the model output from (L, D): decoded in inference, jagged (B, T, D) as ``outputs`` in training."""
+        if self.reader is not None and not torch.is_grad_enabled():
+            decoded = self.reader.decode(outputs, micro_batch, slice(0, len(outputs)))
+            return self.reader.assemble(decoded, micro_batch, tokens)
+        return {"outputs": torch.nested.nested_tensor_from_jagged(outputs, micro_batch["responses"].offsets())}

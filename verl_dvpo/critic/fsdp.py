@@ -2,12 +2,14 @@
 """The critic on FSDP and FSDP2: verl's engine with one fp32 head of D outputs.
 
 Packing, sequence parallelism, micro-batches, checkpoints and LoRA of the backbone are verl's. Three things differ: the
-module that is loaded, the wrapping of its head, and outputs of shape (tokens, D) instead of (tokens,).
+module that is loaded, the wrapping of its head, and outputs, which are computed for response tokens only, D of each.
 
-Shape legend: B sequences, nnz all tokens of a micro-batch laid end to end, D outputs of the head.
+Shape legend: B sequences, T response positions, L response tokens of a micro-batch laid end to end, L' those of them in
+this rank's part of the sequence, D outputs of the head.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import fsdp2_load_full_state_dict, get_init_weight_context_manager
 from verl.utils.torch_dtypes import PrecisionType
+from verl.utils.ulysses import gather_outputs_and_unpad, get_ulysses_sequence_parallel_rank
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -27,6 +30,8 @@ from verl_dvpo.critic.checkpoints import data_only
 from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
 from verl_dvpo.critic.first_head import fill_head, refuse_lost_adapter
 from verl_dvpo.critic.head import head_name, load_backbone
+from verl_dvpo.critic.head_call import HeadCall, Shares
+from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.families.registry import build_family
 
 
@@ -76,6 +81,7 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
                 scalar=scalar,
             )
             setattr(module, head_name(module), head)
+            self._head = head  # itself, below FSDP's and PEFT's wrappers
         return module
 
     def _build_lora_module(self, module: Any) -> Any:
@@ -144,18 +150,59 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
         with data_only():
             super().load_checkpoint(*args, **kwargs)
 
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Prepares inputs as verl does, and tells the head which states to compute: those of response tokens."""
+        inputs, args = super().prepare_model_inputs(micro_batch)
+        tokens = ResponseTokens.of(micro_batch)
+        places, first, shares = tokens.states, 0, None
+        if not tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
+            places = tokens.in_padded(micro_batch, inputs["input_ids"].shape[-1])
+        elif self.use_ulysses_sp:
+            length = micro_batch["input_ids"].values().shape[0] + args["pad_size"]
+            size, rank = self.ulysses_sequence_parallel_size, get_ulysses_sequence_parallel_rank()
+            shares = Shares.of(tokens.states, length, size, rank)
+            places, first = shares.own(tokens.states)
+        read = self._block_reader(micro_batch, tokens)
+        args |= {"tokens": tokens, "shares": shares, "reads": read is not None}
+        self._head.call = HeadCall(places, first, read, self.model_config.value.tokens_per_block if read else None)
+        return inputs, args
+
+    def _block_reader(self, micro_batch: TensorDict, tokens: ResponseTokens) -> Callable | None:
+        """Returns what the head does with each block of outputs; None where it hands them over."""
+        reader = self.reader
+        if reader is None or self.model_config.value.tokens_per_block is None or not reader.reads_blocks():
+            return None
+        if torch.is_grad_enabled():
+            return lambda outputs, places: reader.losses(outputs, micro_batch, tokens, places)
+        if self.use_ulysses_sp:  # the reader adds up statistics, of all tokens on each rank of the group
+            return None
+        self._decoded: list[dict[str, Tensor]] = []
+
+        def decode(outputs: Tensor, places: slice) -> Tensor:
+            self._decoded.append(reader.decode(outputs, micro_batch, places))
+            return outputs[:, :0]
+
+        return decode
+
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any = None
     ) -> dict[str, Tensor]:
-        """Returns the head's outputs without padding, jagged (B, sequence, D); in inference it decodes them."""
-        logits = output.logits
-        input_ids = micro_batch["input_ids"]
-        if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
-            packed = self._gather_and_unpad_packed(logits.squeeze(0), output_args["pad_size"])
-        else:
-            lengths = input_ids.offsets().diff()
-            inside = torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)
-            packed = logits[inside]
-        if self.decoder is not None and not torch.is_grad_enabled():
-            return self.decoder(packed, micro_batch)
-        return {"outputs": torch.nested.nested_tensor_from_jagged(packed, input_ids.offsets())}
+        """Returns outputs at response tokens, jagged (B, T, D), or what was read of them; in inference decoded."""
+        self._head.call = None
+        tokens, shares = output_args["tokens"], output_args["shares"]
+        if not output_args["reads"]:
+            return self._model_output(self._of_all_ranks(output.logits, shares), micro_batch, tokens)
+        if torch.is_grad_enabled():
+            losses = self._of_all_ranks(output.logits, shares)
+            return {"losses": torch.nested.nested_tensor_from_jagged(losses, micro_batch["responses"].offsets())}
+        decoded = {name: torch.cat([each[name] for each in self._decoded]) for name in self._decoded[0]}
+        self._decoded = []
+        assert self.reader is not None
+        return self.reader.assemble(decoded, micro_batch, tokens)
+
+    def _of_all_ranks(self, own: Tensor, shares: Shares | None) -> Tensor:
+        """(L', ...) -> (L, ...): gathers what the ranks of a sequence-parallel group computed."""
+        if shares is None:
+            return own
+        gathered = gather_outputs_and_unpad(shares.padded(own), gather_dim=0)
+        return shares.joined(gathered)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
+from verl_dvpo.critic.head_call import HeadCall
 from verl_dvpo.families.base import ValueFamily
 from verl_dvpo.saved.head_file import CONFIG_KEY
 
@@ -26,15 +27,31 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ValueHead(nn.Linear):
-    """A linear layer that computes in fp32, whatever the backbone and autocast do: (..., H) -> (..., D)."""
+    """A linear layer that computes in fp32, whatever the backbone and autocast do: (..., H) -> (..., D).
+
+    Attributes:
+        call: set by an engine for one forward pass; then only the states that it names are computed.
+    """
+
+    call: HeadCall | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
+        return self.outputs(hidden) if self.call is None else self.call(self.outputs, hidden)
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Computes (..., H) -> (..., D)."""
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
 class TwoLayerHead(nn.Module):
-    """A hidden layer before the outputs, in fp32 as well: (..., H) -> (..., width) -> (..., D)."""
+    """A hidden layer before the outputs, in fp32 as well: (..., H) -> (..., width) -> (..., D).
+
+    Attributes:
+        call: as of `ValueHead`.
+    """
+
+    call: HeadCall | None = None
 
     def __init__(self, hidden_size: int, width: int, num_outputs: int, activation: str) -> None:
         super().__init__()
@@ -43,6 +60,10 @@ class TwoLayerHead(nn.Module):
         self.out = ValueHead(width, num_outputs, dtype=torch.float32)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        return self.outputs(hidden) if self.call is None else self.call(self.outputs, hidden)
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Computes (..., H) -> (..., D)."""
         return self.out(self.activation(self.hidden(hidden)))
 
 

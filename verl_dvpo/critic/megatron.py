@@ -4,8 +4,8 @@
 Parallelism, packing, schedules, the optimizer and checkpoints are verl's. Three things differ: the last stage's output
 layer, the bridge to Hugging Face weights, which leaves that layer to us, and outputs of (tokens, D).
 
-Shape legend: B sequences, nnz all tokens of a micro-batch laid end to end, s positions of this rank's part of the
-sequence, b sequences side by side, H hidden size, D outputs of the head.
+Shape legend: B sequences, T response positions, L response tokens of a micro-batch laid end to end, s positions of this
+rank's part of the sequence, b sequences side by side, H hidden size, D outputs of the head.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from verl.workers.engine.megatron.transformer_impl import MegatronEngineWithValu
 from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
 from verl_dvpo.critic.head import TwoLayerHead, ValueHead
 from verl_dvpo.critic.megatron_bridge import BridgeWithHead
+from verl_dvpo.critic.packing import ResponseTokens
 
 
 class OutputLayer(ValueHead):
@@ -110,21 +111,19 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
             super().load_checkpoint(*args, **kwargs)
 
     def prepare_model_outputs(self, output: Any, data: TensorDict) -> dict[str, Tensor]:
-        """The head's outputs as a jagged tensor (B, sequence, D); decoded in inference.
+        """The head's outputs at response tokens as a jagged tensor (B, T, D); decoded in inference.
 
         Args:
             output: jagged (B, sequence, D).
             data: the micro-batch.
         """
-        packed = output.values()
-        if self.decoder is not None and not torch.is_grad_enabled():
-            return self.decoder(packed, data)
-        return {"outputs": torch.nested.nested_tensor_from_jagged(packed, data["input_ids"].offsets())}
+        tokens = ResponseTokens.of(data)
+        return self._model_output(output.values()[tokens.states], data, tokens)
 
     def postprocess_micro_batch_func(
         self, output: Any, data: Any, forward_only: bool, loss_function: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """verl's loss of one micro-batch; in training its outputs, (nnz, D) of each micro-batch, are not kept."""
+        """verl's loss of one micro-batch; in training its outputs, (L, D) of each micro-batch, are not kept."""
         result = super().postprocess_micro_batch_func(output, data, forward_only, loss_function, *args, **kwargs)
         if not forward_only:
             result[-1]["model_output"] = {}

@@ -58,6 +58,7 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
         lora = self.model.lora_rank or self.model.lora.get("rank", 0)
         require("critic.model.lora_rank", lora, 0)
         require("critic.model.mtp.enable", self.model.mtp.enable, False)
+        require("critic.value.tokens_per_block", self.value.tokens_per_block, None)
 
     def validate(self, n_gpus: int, train_batch_size: int) -> None:
         """Checks packages and sizes; verl calls it on the driver before it starts Ray.

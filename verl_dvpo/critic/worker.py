@@ -62,13 +62,14 @@ class DistributionalCriticWorker(TrainingWorker):
         super().__init__(config)
         self.settings: FamilyConfig = self.model_config.value
         self.family = build_family(self.settings)
-        self.engine.decoder = self._decode
+        self.engine.reader = self
         self._options = AdvantageConfig()
         self._statistics: dict[str, Tensor] = {}
         self._kept: KeptSamples | None = None
         self._targets: Targets | None = None
         self._shares: TermShares | None = None
         self._run: dict[str, Any] = {}
+        self._columns: tuple[str, ...] = ()  # names of what ``losses`` returns
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
     def set_loss_fn(self, loss_fn: Any) -> None:
@@ -130,27 +131,33 @@ class DistributionalCriticWorker(TrainingWorker):
             self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
         return output
 
-    def _decode(self, outputs: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
-        """Decodes (nnz, D): ``values`` jagged (B, prompt + response), 0 at the prompt; ``kept`` jagged (B, T, S).
+    def reads_blocks(self) -> bool:
+        """Shares of the terms are measured on all outputs of a micro-batch."""
+        return self._shares is None
 
-        With options of the actor's advantage, also what they read of each state, jagged (B, T).
+    def decode(self, outputs: Tensor, micro_batch: TensorDict, places: slice) -> dict[str, Tensor]:
+        """Reads (L', D) at ``places`` among the micro-batch's response tokens: name -> (L', ...).
+
+        ``values``, ``kept`` (L', S), and what options of the actor's advantage read of each state.
         """
-        tokens = ResponseTokens.of(micro_batch)
-        responses, input_ids = micro_batch["responses"], micro_batch["input_ids"]
-        states = outputs[tokens.states].float()
+        states = outputs.float()
         kept = self.family.keep(states)
         readings = read_states(self.family, states, self._options)
-        self._accumulate(states, readings, micro_batch["response_mask"].values())
-        values = kept.new_zeros(outputs.shape[0])
-        values[tokens.states] = self.family.values_from_kept(kept)
-        if self.settings.keep_on == "cpu":
-            kept = kept.cpu()
-        return {
-            "values": torch.nested.nested_tensor_from_jagged(values, input_ids.offsets()),
-            "kept": torch.nested.nested_tensor_from_jagged(kept, responses.offsets().to(kept.device)),
-        } | {
-            name: torch.nested.nested_tensor_from_jagged(reading, responses.offsets())
-            for name, reading in readings.items()
+        self._accumulate(states, readings, micro_batch["response_mask"].values()[places])
+        values = self.family.values_from_kept(kept)
+        return {"values": values, "kept": kept.cpu() if self.settings.keep_on == "cpu" else kept, **readings}
+
+    def assemble(
+        self, decoded: dict[str, Tensor], micro_batch: TensorDict, tokens: ResponseTokens
+    ) -> dict[str, Tensor]:
+        """Makes jagged tensors: ``values`` (B, prompt + response), 0 at the prompt, all others (B, T, ...)."""
+        responses, input_ids = micro_batch["responses"], micro_batch["input_ids"]
+        values = decoded["values"].new_zeros(input_ids.values().shape[0])
+        values[tokens.states] = decoded["values"]
+        others = {name: tensor for name, tensor in decoded.items() if name != "values"}
+        return {"values": torch.nested.nested_tensor_from_jagged(values, input_ids.offsets())} | {
+            name: torch.nested.nested_tensor_from_jagged(tensor, responses.offsets().to(tensor.device))
+            for name, tensor in others.items()
         }
 
     def _accumulate(self, states: Tensor, readings: dict[str, Tensor], mask: Tensor) -> None:
@@ -252,19 +259,31 @@ class DistributionalCriticWorker(TrainingWorker):
             )
 
         with torch.autocast(device_type=mask.device.type, enabled=False):
-            outputs = model_output["outputs"].values()[tokens.states].float()
-            targets = self._targets.of(data[ROW], tokens.rows, tokens.columns)
-            multipliers = self._targets.multipliers
-            loss = self.family.loss(outputs, targets, multipliers)
-            if self._shares is not None:
-                self._shares.add(outputs, lambda leaf: self.family.loss(leaf, targets, multipliers), aggregate)
-            terms = {"vf_loss": loss.total} | {f"loss/{name}": term.detach() for name, term in loss.terms.items()}
-            terms["vpred_mean"] = self.family.value(outputs.detach())
-            aggregated = [aggregate(term) for term in terms.values()]
+            if "losses" in model_output:
+                losses = model_output["losses"].values()
+            else:
+                outputs = model_output["outputs"].values().float()
+                losses = self.losses(outputs, data, tokens, slice(0, len(outputs)))
+                if self._shares is not None:
+                    targets = self._targets.of(data[ROW], tokens.rows, tokens.columns)
+                    multipliers = self._targets.multipliers
+                    self._shares.add(outputs, lambda leaf: self.family.loss(leaf, targets, multipliers), aggregate)
+            aggregated = [aggregate(column) for column in losses.unbind(-1)]
         values = torch.stack([value.detach() for value in aggregated]).tolist()  # one wait for the device
         # Each micro-batch holds its share of the mini-batch's mean, so shares add up (as in verl's value_loss).
         metrics = {
             f"critic/{name}": Metric(value=value, aggregation=AggregationType.SUM)
-            for name, value in zip(terms, values, strict=True)
+            for name, value in zip(self._columns, values, strict=True)
         }
         return aggregated[0], metrics
+
+    def losses(self, outputs: Tensor, micro_batch: TensorDict, tokens: ResponseTokens, places: slice) -> Tensor:
+        """Computes (L', C) from (L', D): the family's loss, then without gradient each of its terms and the value."""
+        assert self._targets is not None, "train_mini_batch builds them"
+        with torch.autocast(device_type=outputs.device.type, enabled=False):
+            targets = self._targets.of(micro_batch[ROW], tokens.rows[places], tokens.columns[places])
+            loss = self.family.loss(outputs.float(), targets, self._targets.multipliers)
+            terms = {f"loss/{name}": term.detach() for name, term in loss.terms.items()}
+            terms["vpred_mean"] = self.family.value(outputs.detach().float())
+        self._columns = ("vf_loss", *terms)
+        return torch.stack([loss.total, *terms.values()], dim=-1)

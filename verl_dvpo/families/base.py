@@ -51,6 +51,8 @@ class FamilyConfig:
         target_seed: seed of targets that are drawn; the draw of update n depends on it and on n alone.
         keep_on: ``device`` or ``cpu``: where kept numbers wait between inference and update.
         rows_per_chunk: sequences whose targets are built at once, >= 1; bounds the memory of that step.
+        tokens_per_block: response tokens whose outputs are in memory at once, >= 1; on the way back they are computed
+            once more. null keeps those of a micro-batch.
         share_every: >= 0: every how many steps each term's share of the gradient at the head's outputs is logged; 0
             never. Such an update computes the loss twice and has a backward pass, to the outputs, for each term.
 
@@ -70,6 +72,7 @@ class FamilyConfig:
     target_seed: int = 0
     keep_on: str = "device"
     rows_per_chunk: int = 32
+    tokens_per_block: int | None = None
     share_every: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class FamilyConfig:
         require_choice("head_from", self.head_from, HEAD_SOURCES)
         require_choice("keep_on", self.keep_on, ("device", "cpu"))
         require_integer("rows_per_chunk", self.rows_per_chunk, least=1)
+        if self.tokens_per_block is not None:
+            require_integer("tokens_per_block", self.tokens_per_block, least=1)
         require_integer("share_every", self.share_every, least=0)
 
     def plain(self) -> dict[str, Any]:

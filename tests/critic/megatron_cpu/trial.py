@@ -65,11 +65,11 @@ def two_updates(worker: Any, batch: TensorDict, capture: Callable[[Any], dict[st
 
 
 def raw_outputs(worker: Any, batch: TensorDict) -> torch.Tensor | None:
-    """(nnz, D) on ranks that have outputs, before any decoding."""
-    decoder, worker.engine.decoder = worker.engine.decoder, None
+    """(response tokens, D) on ranks that have outputs, before any decoding."""
+    reader, worker.engine.reader = worker.engine.reader, None
     data = batch.clone()
     tu.assign_non_tensor(data, **PLAIN)
     with worker.engine.eval_mode():
         output = worker.engine.infer_batch(data)
-    worker.engine.decoder = decoder
+    worker.engine.reader = reader
     return output["model_output"]["outputs"].values().detach().clone() if output else None

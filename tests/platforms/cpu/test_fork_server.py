@@ -54,7 +54,7 @@ def script(tmp_path):
 
 def run(server: ForkServer, *arguments: str, **options) -> subprocess.CompletedProcess:
     command = [*shlex.split(server.py_executable), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
 
 
 def test_a_fork_is_what_the_process_would_have_been(server, script, tmp_path):
