@@ -74,6 +74,20 @@ def in_order(keys: list[str]) -> list[int]:
     return sorted(range(len(keys)), key=place)
 
 
+def staleness(tags: list[dict[str, Any]], version: int) -> dict[str, float]:
+    """Measures how old the samples are that the critic learns from, in updates of the policy since they were begun.
+
+    Args:
+        tags: of the samples in TransferQueue; ``min_global_steps`` is the version of the weights that began a sample.
+        version: of the weights now.
+    """
+    begun = [tag["min_global_steps"] for tag in tags if tag.get("min_global_steps") is not None]
+    ages = [max(0, version - each) for each in begun]
+    if not ages:
+        return {}
+    return {"critic/staleness/mean": sum(ages) / len(ages), "critic/staleness/max": float(max(ages))}
+
+
 class DistributionalCriticMixin(GuardedTrainer, PPOTrainer):
     """Adds the differences to any of verl's trainers; ``base_mode`` is that trainer's own name."""
 
@@ -245,6 +259,7 @@ class DistributionalCriticMixin(GuardedTrainer, PPOTrainer):
             lam=self.config.algorithm.lam,
             global_steps=self.global_steps * self.parameter_sync_step + self.local_trigger_step,
         )
+        metrics.update(staleness(batch.tags, self.global_steps - 1))
         return super()._update_critic(self._asking_for(batch, CRITIC_FIELDS), metrics)
 
 

@@ -108,7 +108,7 @@ def test_the_worker_logs_them_when_due_whatever_the_cut(model, micro):
     harness.infer(worker, batch)
     states = states_of(worker, batch)
     jagged = torch.nested.nested_tensor_from_jagged(worker.family.keep(states), batch["responses"].offsets())
-    kept = KeptSamples(jagged, batch["responses"], {})
+    kept = KeptSamples(jagged, batch, {})
     settings = {"gamma": 0.9, "lam": 0.8, "rows_per_chunk": 32}
     targets = build_targets(worker.family, kept, batch["rm_scores"], batch["response_mask"], **settings).tensors
     mask = batch["response_mask"].values().float()

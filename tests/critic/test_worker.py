@@ -75,7 +75,7 @@ def test_scalar_family_has_the_loss_and_gradient_of_verls_value_loss(model):
     kept = torch.nested.nested_tensor_from_jagged(old_values.values()[:, None], old_values.offsets())
     worker._targets = build_targets(
         worker.family,
-        KeptSamples(kept, batch["responses"], {}),
+        KeptSamples(kept, batch, {}),
         batch["rm_scores"],
         batch["response_mask"],
         gamma=gamma,
@@ -234,15 +234,6 @@ def test_lora_trains_adapters_and_the_whole_head_only(model):
     assert len(heads) == 2
     assert not any("lora" in name for name in heads)
     assert moved - heads == {name for name in before if "lora_" in name}
-
-
-def test_an_update_needs_the_inference_of_the_same_batch(model):
-    worker = harness.make_worker(model)
-    with pytest.raises(RuntimeError, match="needs an inference pass"):
-        harness.train(worker, harness.make_batch())
-    harness.infer(worker, harness.make_batch(seed=1))
-    with pytest.raises(RuntimeError, match="other sequences"):
-        harness.train(worker, harness.make_batch(seed=2))
 
 
 def test_several_epochs_update_the_critic_several_times_on_targets_from_before(model, monkeypatch):

@@ -55,6 +55,11 @@ class DistributionalEngine:
         """True where this rank computes the head's outputs; false on a pipeline stage before the last."""
         return True
 
+    @property
+    def all_have_outputs(self) -> bool:
+        """True where every rank of the critic computes outputs."""
+        return True
+
     def _new_head(self, hidden_size: int) -> ValueHead | TwoLayerHead:
         settings = self.model_config.value
         return build_head(

@@ -91,6 +91,10 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
     def has_outputs(self) -> bool:
         return parallel_state.is_pipeline_last_stage(ignore_virtual=True)
 
+    @property
+    def all_have_outputs(self) -> bool:
+        return parallel_state.get_pipeline_model_parallel_world_size() == 1
+
     def _build_tf_config(self) -> None:
         super()._build_tf_config()
         self.bridge = BridgeWithHead(self.bridge, self._new_output_layer, start=self.model_config.local_path)

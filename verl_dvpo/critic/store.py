@@ -18,29 +18,48 @@ from verl_dvpo.families.base import Reduce, ValueFamily
 
 
 class KeptSamples:
-    """The samples of one inference pass, with the responses they belong to.
+    """The samples of one inference pass, with the sequences they belong to.
 
     Args:
         kept: jagged (B, T, S).
-        responses: jagged (B, T) token ids, to recognise the batch again.
+        data: the batch that was inferred, with jagged ``prompts`` (B, P) and ``responses`` (B, T).
         statistics: sums over valid tokens, as ``masked_sums`` gives them.
     """
 
-    def __init__(self, kept: Tensor, responses: Tensor, statistics: dict[str, Tensor]) -> None:
+    def __init__(self, kept: Tensor, data: TensorDict, statistics: dict[str, Tensor]) -> None:
         self.values = kept.values()
-        self.offsets: Tensor = responses.offsets()  # type: ignore[attr-defined]
-        self.responses = responses.values()
+        self.offsets: Tensor = data["responses"].offsets()
+        self.sequences = [data[name] for name in ("prompts", "responses")]
         self.statistics = statistics
 
-    def check(self, data: TensorDict) -> None:
-        """Raises RuntimeError unless ``data`` holds the very sequences, in the order, that were inferred."""
-        responses = data["responses"]
-        same = torch.equal(responses.offsets(), self.offsets) and torch.equal(responses.values(), self.responses)
-        if not same:
-            raise RuntimeError(
-                "the critic's update got other sequences than its last inference pass; samples are kept per rank and "
-                "in order; call both with the same batch"
-            )
+    def of(self, data: TensorDict) -> "KeptSamples | None":
+        """Returns the samples of the sequences in ``data``, in its order; None where one was not inferred.
+
+        A sequence is known by its tokens: equal sequences have equal samples.
+        """
+        wanted = [data[name] for name in ("prompts", "responses")]
+        if all(_same(own, other) for own, other in zip(self.sequences, wanted, strict=True)):
+            return self
+        rows = {key: row for row, key in enumerate(_keys(*self.sequences))}
+        found = [rows.get(key) for key in _keys(*wanted)]
+        if None in found:
+            return None
+        bounds = self.offsets.tolist()
+        pieces = [self.values[bounds[row] : bounds[row + 1]] for row in found if row is not None]
+        kept = torch.nested.nested_tensor_from_jagged(
+            torch.cat(pieces), data["responses"].offsets().to(self.values.device)
+        )
+        return KeptSamples(kept, data, self.statistics)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Tells whether two jagged tensors are equal."""
+    return torch.equal(one.offsets(), other.offsets()) and torch.equal(one.values(), other.values())  # type: ignore[attr-defined]
+
+
+def _keys(prompts: Tensor, responses: Tensor) -> list[tuple[int, int]]:
+    """A key of each sequence, from its tokens."""
+    return list(zip(prompt_keys(prompts).tolist(), prompt_keys(responses).tolist(), strict=True))
 
 
 class Targets:

@@ -20,6 +20,7 @@ from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
 from verl.utils.metric.utils import AggregationType, Metric
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
@@ -128,7 +129,7 @@ class DistributionalCriticWorker(TrainingWorker):
         self._statistics = {}
         output = super().infer_batch(data)
         if self.engine.has_outputs:
-            self._kept = KeptSamples(self.engine.take_kept(), data["responses"], self._statistics)
+            self._kept = KeptSamples(self.engine.take_kept(), data, self._statistics)
         return output
 
     def reads_blocks(self) -> bool:
@@ -176,8 +177,11 @@ class DistributionalCriticWorker(TrainingWorker):
         ``data`` needs, beside verl's own fields, ``rm_scores`` or ``token_level_rewards``, and the scalars ``gamma``,
         ``lam`` and ``global_steps`` of the trainer.
 
+        What was kept is found by the sequences' tokens, in any order. Where a sequence was not inferred on some rank,
+        as after a restart of the worker, all ranks infer the batch again, with the weights that the critic has now.
+
         Raises:
-            RuntimeError: no inference pass went before, or it saw another batch.
+            RuntimeError: a sequence was not inferred, and this engine has ranks without outputs.
         """
         if not self.engine.has_outputs:
             if self.family.state():
@@ -186,19 +190,15 @@ class DistributionalCriticWorker(TrainingWorker):
                     "values to choose from; use one pipeline stage for the critic, or numbers in place of 'auto'"
                 )
             return super().train_mini_batch(data)
-        if self._kept is None:
-            raise RuntimeError(
-                "the critic's update needs an inference pass on the same batch before it; call infer_batch first"
-            )
-        self._kept.check(data)
-        statistics = mean_statistics(self._kept.statistics, self._sum_over_ranks)
+        kept, again = self._kept_of(data)
+        statistics = mean_statistics(kept.statistics, self._sum_over_ranks)
         rewards = data["token_level_rewards"] if "token_level_rewards" in data else data["rm_scores"]
         warnings = self.family.warnings(statistics, reward_std(rewards, data["response_mask"], self._sum_over_ranks))
         for text in warnings.values():
             logger.warning("critic: %s", text)
         metrics = {f"critic/{name}": value for name, value in statistics.items()}
-        metrics |= {f"critic/{name}": 1.0 for name in warnings}
-        self._targets = self._build_targets(data, self._kept, rewards)
+        metrics |= {f"critic/{name}": 1.0 for name in warnings} | {"critic/inferred_again": float(again)}
+        self._targets = self._build_targets(data, kept, rewards)
         target_means = mean_statistics(self._targets.statistics, self._sum_over_ranks)
         metrics |= {f"critic/{name}": value for name, value in target_means.items()}
         metrics |= {f"critic/multiplier/{k}": v.item() for k, v in self._targets.multipliers.items()}
@@ -212,6 +212,26 @@ class DistributionalCriticWorker(TrainingWorker):
             return output
         logged = tu.get(output, "metrics") | {name: [value] for name, value in metrics.items()}
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": logged})
+
+    def _kept_of(self, data: TensorDict) -> tuple[KeptSamples, bool]:
+        """Returns what was kept of the sequences in ``data``, and whether they had to be inferred again."""
+        kept = self._kept.of(data) if self._kept is not None else None
+        missing = self._sum_over_ranks(torch.tensor([float(kept is None)], device=get_device_id()))
+        if missing.item() == 0:
+            assert kept is not None
+            return kept, False
+        if not self.engine.all_have_outputs:
+            raise RuntimeError(
+                "the critic's update got sequences that its last inference pass did not see; with pipeline stages it "
+                "cannot infer them again; start the run again from its last checkpoint"
+            )
+        logger.warning("critic: sequences of this update were not inferred before it; they are inferred again")
+        again = tu.get_tensordict({name: data[name] for name in data.keys() if isinstance(data[name], Tensor)})  # noqa: SIM118
+        tu.assign_non_tensor(again, compute_loss=False, temperature=1.0)
+        self.infer_batch(again)
+        kept = self._kept.of(data) if self._kept is not None else None
+        assert kept is not None
+        return kept, True
 
     def _build_targets(self, data: TensorDict, kept: KeptSamples, rewards: Tensor) -> Targets:
         step = tu.pop(data, key="global_steps")
