@@ -46,6 +46,7 @@ def command(demo: Path, folder: Path, steps: int) -> list[str]:
         *(f"demo.dir={demo}", f"trainer.default_local_dir={folder / 'checkpoints'}", "hydra.run.dir=" + str(folder)),
         *("algorithm=dvpo", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
         *("critic.ppo_mini_batch_size=4", "trainer.logger=[console,file]", "trainer.val_before_train=false"),
+        'ray_kwargs.ray_init.runtime_env.env_vars.VERL_DVPO_CPU_THREADS="1"',
         *("trainer.test_freq=20", "trainer.save_freq=20", f"trainer.total_training_steps={steps}"),
     ]
 

@@ -53,6 +53,7 @@ def _one_ray() -> Iterator[None]:
     settings = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
     runtime_env = get_ppo_ray_runtime_env(config)
     runtime_env["env_vars"] |= settings.pop("runtime_env")["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
+    runtime_env["env_vars"]["VERL_DVPO_CPU_THREADS"] = "1"  # more gain nothing on a tiny model, and wait for each other
     paths = [str(OUTSIDE), os.environ.get("PYTHONPATH", "")]
     runtime_env["env_vars"]["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     ray.init(**settings, runtime_env=runtime_env)

@@ -35,6 +35,8 @@ SHORT = (
     "trainer.test_freq=-1",
     "trainer.save_freq=1",
     "trainer.resume_mode=auto",
+    # more gain nothing on a tiny model, and wait for each other on a busy machine
+    'ray_kwargs.ray_init.runtime_env.env_vars.VERL_DVPO_CPU_THREADS="1"',
 )
 
 
