@@ -136,9 +136,11 @@ class Chain:
             "seconds": round(ended.seconds, 1),
             "said": not fault.message or ended.says(fault.message),
             "whole": whole is not None and whole >= at_least,
+            "last": ended.last,
             "left": ended.left,
         }
-        in_time = ended.seconds <= LIMIT if fault.spec else ended.status == 0
+        # a run that the fault does not end trains the steps that it was to train
+        in_time = ended.status == 0 or (ended.seconds <= LIMIT and fault.spec is not None)
         row["held"] = bool(resumed and row["said"] and row["whole"] and not ended.left and in_time)
         return row
 

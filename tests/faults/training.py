@@ -54,12 +54,14 @@ class Ended:
         status: its exit status.
         log: what it printed.
         seconds: from the fault to the end of its last process.
+        last: the processes that lived longest.
         left: what it left behind.
     """
 
     status: int
     log: str
     seconds: float
+    last: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
     def says(self, text: str) -> bool:
@@ -156,9 +158,13 @@ def run(
         time.sleep(0.1)
     status = process.poll()
     over = time.time()
-    while descendants() and status is not None and time.time() < max(_since(stamp, started) + limit, over + PARTING):
+    last: list[str] = []
+    while (alive := descendants()) and status is not None:
+        last = [name_of(each) for each in alive]
+        if time.time() > max(_since(stamp, started) + limit, over + PARTING):
+            break
         time.sleep(0.1)
-    ended = Ended(-1 if status is None else status, "", time.time() - _since(stamp, started))
+    ended = Ended(-1 if status is None else status, "", time.time() - _since(stamp, started), last)
     ended.left = [name_of(each) for each in descendants()]
     for each in descendants():
         each.kill()

@@ -130,10 +130,11 @@ class ForkServer:
         """The command that Ray runs in place of Python."""
         return " ".join(shlex.quote(part) for part in (sys.executable, "-I", "-S", str(CLIENT), self.address))
 
-    def close(self) -> None:
-        """Ends the server."""
+    def close(self, *, wait: bool = True) -> None:
+        """Ends the server; it waits for the ends of its runs, and this process for it where ``wait`` says so."""
         os.close(self._lifeline)
-        self._process.wait()
+        if wait:
+            self._process.wait()
 
     def __enter__(self) -> "ForkServer":
         return self
@@ -147,7 +148,7 @@ class ForkServer:
 @functools.cache
 def _of_this_process(environment: frozenset[tuple[str, str]]) -> ForkServer:
     server = ForkServer(dict(environment))
-    atexit.register(server.close)
+    atexit.register(server.close, wait=False)  # Ray, which ends the run, is told to end after this
     return server
 
 
@@ -181,12 +182,16 @@ def in_runtime_env(original: Callable[..., dict[str, Any]]) -> Callable[..., dic
 
 
 def serve(listener: socket.socket, lifeline: int, modules: list[str], run_modules: list[str]) -> None:
-    """Imports ``modules``, then gives each run a server of its own until ``lifeline`` is closed at its other end."""
+    """Imports ``modules``, then gives each run a server of its own until ``lifeline`` is closed at its other end.
+
+    Returns when the servers of the runs have ended.
+    """
     distribution.install()
     load(modules)
     if "ray" in sys.modules:
         raise RuntimeError(f"modules are {modules}; none may import ray, which each run has to load for itself")
     runs: dict[str, str] = {}
+    servers: list[int] = []
     for connection in connections(listener, lifeline):
         message = receive(connection)
         if not message:  # the client ended before it had asked
@@ -199,7 +204,8 @@ def serve(listener: socket.socket, lifeline: int, modules: list[str], run_module
             own = socket.socket(socket.AF_UNIX)
             own.bind(address)
             own.listen(64)
-            if os.fork() == 0:
+            servers.append(os.fork())
+            if servers[-1] == 0:
                 with ends_here():
                     connection.sendall(address.encode())
                     connection.close()
@@ -210,6 +216,9 @@ def serve(listener: socket.socket, lifeline: int, modules: list[str], run_module
             with contextlib.suppress(OSError):  # the client ended before it was answered
                 connection.sendall(address.encode())
         connection.close()
+    listener.close()
+    while any(map(is_alive, servers)):
+        time.sleep(0.1)
 
 
 def serve_run(listener: socket.socket, lifeline: int, environment: dict[str, str], modules: list[str]) -> None:
@@ -375,11 +384,10 @@ def _own_state() -> None:
 
 if __name__ == "__main__":
     listening = socket.socket(fileno=int(sys.argv[1]))
-    owner = os.getpid()
+    owner, folder = os.getpid(), Path(listening.getsockname()).parent
     try:
         serve(listening, int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(","))
     finally:
         if os.getpid() == owner:
-            folder = Path(listening.getsockname()).parent
             remove_noted(folder)
             shutil.rmtree(folder, ignore_errors=True)
