@@ -12,14 +12,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_configs import compose_config, names
 
 from verl_dvpo import train
 from verl_dvpo.cli import main as command
+from verl_dvpo.pictures.loggers import CALIBRATION, FAN
+from verl_dvpo.saved.values import dump_files, read_dump
 
 pytestmark = pytest.mark.e2e
 
@@ -76,7 +80,8 @@ def run(folder: Path, *overrides: str) -> list[dict]:
 
 @pytest.mark.parametrize("algorithm", names("algorithm"))
 def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
-    before, *records = steps(demo, tmp_path, f"algorithm={algorithm}")
+    pictures = with_pictures(tmp_path) if algorithm == "dvpo" else []
+    before, *records = steps(demo, tmp_path, f"algorithm={algorithm}", *pictures)
     assert "val-core/demo_addition/acc/mean@1" in before
     assert len(records) == 2
     for record in records:
@@ -108,6 +113,32 @@ def test_two_steps_of_every_algorithm(algorithm, demo, tmp_path):
         assert len(terms) >= 6
         expected = [*QUANTILES, "critic/ensemble/std", *(f"critic/loss/{term}" for term in terms)]
         assert set(expected) <= records[0].keys()
+        check_values(tmp_path, records[1])
+
+
+def with_pictures(folder: Path) -> list[str]:
+    """Overrides of a run whose critic writes what it believes in the second step, and whose TensorBoard shows it."""
+    logs = f"+ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR={folder}/tensorboard"
+    return ["critic.value.dump_every=2", "trainer.logger=[console,tensorboard]", logs]
+
+
+def check_values(folder: Path, record: dict) -> None:
+    """The file of the second step lies within what verl logged of the whole batch, and TensorBoard has its images."""
+    (file,) = dump_files(folder)
+    dump = read_dump(file)
+    assert (dump.step, len(dump.answers)) == (2, 4)
+    assert dump.facts["settings"]["critic.value.num_heads"] == 3
+    for answer in dump.answers:
+        assert "+" in answer.prompt
+        assert len(answer.pieces) == len(answer.ids) > 0
+        assert answer.heads.shape == (len(answer.ids), 3)
+        assert (np.diff(answer.quantiles, axis=-1) >= 0).all()
+        for name in ("values", "advantages", "returns"):
+            numbers = getattr(answer, name)
+            assert record[f"critic/{name}/min"] - 1e-5 <= numbers.min() <= numbers.max()
+            assert numbers.max() <= record[f"critic/{name}/max"] + 1e-5
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert sorted(events.Tags()["images"]) == sorted([CALIBRATION, FAN])
 
 
 def test_two_steps_of_a_weighted_gated_and_read_out_advantage_with_one_answer_to_a_prompt(demo, tmp_path):

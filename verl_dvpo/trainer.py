@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adds a distributional critic to verl's three trainers: ``trainer.v1.trainer_mode=dvpo_sync`` and its async sisters.
 
-They differ from verl's in five ways: our worker plays the critic's role, values reach the estimator ``dvpo``, gamma,
-lam and the step reach the critic, rewards are checked before anything learns from them, and the run is watched over
-(``verl_dvpo.guarded``).
+They differ from verl's in six ways: our worker plays the critic's role, values reach the estimator ``dvpo``, gamma,
+lam and the step reach the critic, rewards are checked before anything learns from them, the critic may write what it
+believes of a few answers (``critic.value.dump_every``), and the run is watched over (``verl_dvpo.guarded``).
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_to_nested
 
 from verl_dvpo.compat.start import check_version
+from verl_dvpo.critic.dumps import FIELDS as DUMP_FIELDS
+from verl_dvpo.critic.dumps import PLAN, DumpPlan, shown_settings
 from verl_dvpo.critic.readings import OPTIONS
+from verl_dvpo.critic.shares import is_due
 from verl_dvpo.estimator import advantage_config
 from verl_dvpo.flowrl import NAME as FLOWRL
 from verl_dvpo.flowrl import flowrl_rewards
@@ -148,13 +152,30 @@ class DistributionalCriticMixin(GuardedTrainer, PPOTrainer):
         return super()._compute_ref_log_prob(self._asking_for(batch, MODEL_FIELDS), metrics)
 
     def _compute_values(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Computes values as verl does, and beside them what the options of the advantage read of each state."""
-        if not self.options.fields:
-            return super()._compute_values(self._asking_for(batch, MODEL_FIELDS), metrics)
-        batch.extra_info[OPTIONS] = self.options
+        """Computes values as verl does, and beside them what the options of the advantage and the pictures read."""
+        asked: dict[str, Any] = {OPTIONS: self.options} if self.options.fields else {}
+        if self._dump_due():
+            folder, config = self.config.trainer.default_local_dir, OmegaConf.to_container(self.config, resolve=True)
+            assert isinstance(config, dict)
+            asked[PLAN] = DumpPlan(self.global_steps, folder, shown_settings({str(k): v for k, v in config.items()}))
+        batch.extra_info.update(asked)
         batch = super()._compute_values(self._asking_for(batch, MODEL_FIELDS), metrics)
-        del batch.extra_info[OPTIONS]  # no other worker's business
+        for name in asked:
+            del batch.extra_info[name]  # no other worker's business
         return batch
+
+    def _dump_due(self) -> bool:
+        """Tells if the critic writes what it says of a few answers of this step."""
+        every = OmegaConf.select(self.config, "critic.value.dump_every", default=0)
+        return self.use_critic and is_due(every, self.global_steps)
+
+    def on_step_end(self) -> None:
+        """Ends a step as verl does; pictures of the values that were written go to the loggers that take images."""
+        super().on_step_end()
+        if self._dump_due():
+            from verl_dvpo.pictures.loggers import log_values
+
+            log_values(self.logger.logger, Path(self.config.trainer.default_local_dir), self.global_steps)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         return super()._update_actor(self._asking_for(batch, ACTOR_FIELDS), metrics)
@@ -260,7 +281,8 @@ class DistributionalCriticMixin(GuardedTrainer, PPOTrainer):
             global_steps=self.global_steps * self.parameter_sync_step + self.local_trigger_step,
         )
         metrics.update(staleness(batch.tags, self.global_steps - 1))
-        return super()._update_critic(self._asking_for(batch, CRITIC_FIELDS), metrics)
+        fields = (*CRITIC_FIELDS, *DUMP_FIELDS) if self._dump_due() else CRITIC_FIELDS
+        return super()._update_critic(self._asking_for(batch, fields), metrics)
 
 
 @register_trainer("dvpo_sync")

@@ -14,6 +14,11 @@ _MEGATRON_ENGINE = "verl_dvpo.critic.megatron:MegatronDistributionalEngine"
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 _SEPARATE = "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
+_MODES = (
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+    "verl.trainer.ppo.v1.trainer_colocate_async:PPOTrainerColocateAsync",
+    _SEPARATE,
+)
 _MIXIN = "verl_dvpo.trainer:DistributionalCriticMixin"
 _GUARDED = "verl_dvpo.guarded:GuardedTrainer"
 _BUFFER = "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer"
@@ -107,6 +112,16 @@ _TRAINERS = (
         what="the critic learns the run's seeds and the hash of its configuration before it saves",
         why="its manifest names them, and a worker sees its own section only",
     ),
+    *(
+        _override(
+            trainer,
+            _MIXIN,
+            "on_step_end",
+            what="pictures of the critic's values go to the loggers that take images",
+            why="verl hands its loggers numbers only",
+        )
+        for trainer in (_TRAINER, *_MODES)
+    ),
     _override(
         _TRAINER,
         _GUARDED,
@@ -123,11 +138,7 @@ _TRAINERS = (
             what="the watch learns which phase begins",
             why="each of verl's trainers has its own",
         )
-        for trainer, members in (
-            ("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync", "on_step_end"),
-            ("verl.trainer.ppo.v1.trainer_colocate_async:PPOTrainerColocateAsync", "on_step_end"),
-            (_SEPARATE, "on_step_end on_sample_begin"),
-        )
+        for trainer, members in zip(_MODES, ("on_step_end", "on_step_end", "on_step_end on_sample_begin"), strict=True)
     ),
     _override(
         _SEPARATE,

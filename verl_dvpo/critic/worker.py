@@ -26,6 +26,7 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
 from verl_dvpo.critic import checkpoints
+from verl_dvpo.critic.dumps import PLAN, ValueDump
 from verl_dvpo.critic.engine import MODEL_TYPE
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.critic.readings import OPTIONS, read_states
@@ -69,6 +70,7 @@ class DistributionalCriticWorker(TrainingWorker):
         self._kept: KeptSamples | None = None
         self._targets: Targets | None = None
         self._shares: TermShares | None = None
+        self._dump: ValueDump | None = None
         self._run: dict[str, Any] = {}
         self._columns: tuple[str, ...] = ()  # names of what ``losses`` returns
 
@@ -127,10 +129,20 @@ class DistributionalCriticWorker(TrainingWorker):
         """
         self._options = tu.pop(data, key=OPTIONS, default=AdvantageConfig())
         self._statistics = {}
+        self._dump = self._new_dump(data)
         output = super().infer_batch(data)
         if self.engine.has_outputs:
             self._kept = KeptSamples(self.engine.take_kept(), data, self._statistics)
         return output
+
+    def _new_dump(self, data: TensorDict) -> ValueDump | None:
+        """Begins a dump where the trainer's plan asks for one: on the first rank that has outputs, of its own rows."""
+        plan = tu.pop(data, key=PLAN, default=None)
+        writes = self.engine.get_data_parallel_rank() == 0 and self.engine.is_mp_src_rank_with_outputs()
+        if plan is None or not writes:
+            return None
+        data[ROW] = torch.arange(data.shape[0])
+        return ValueDump(plan, self.family, data, self.settings.dump_sequences)
 
     def reads_blocks(self) -> bool:
         """Shares of the terms are measured on all outputs of a micro-batch."""
@@ -145,6 +157,8 @@ class DistributionalCriticWorker(TrainingWorker):
         kept = self.family.keep(states)
         readings = read_states(self.family, states, self._options)
         self._accumulate(states, readings, micro_batch["response_mask"].values()[places])
+        if self._dump is not None:
+            self._dump.add(states, micro_batch[ROW], ResponseTokens.of(micro_batch).rows[places])
         values = self.family.values_from_kept(kept)
         return {"values": values, "kept": kept.cpu() if self.settings.keep_on == "cpu" else kept, **readings}
 
@@ -198,6 +212,9 @@ class DistributionalCriticWorker(TrainingWorker):
             logger.warning("critic: %s", text)
         metrics = {f"critic/{name}": value for name, value in statistics.items()}
         metrics |= {f"critic/{name}": 1.0 for name in warnings} | {"critic/inferred_again": float(again)}
+        if self._dump is not None:
+            tokenizer = getattr(self.model_config, "tokenizer", None)
+            self._dump.write(data, rewards, gamma=tu.get(data, "gamma"), tokenizer=tokenizer)
         self._targets = self._build_targets(data, kept, rewards)
         target_means = mean_statistics(self._targets.statistics, self._sum_over_ranks)
         metrics |= {f"critic/{name}": value for name, value in target_means.items()}
@@ -207,7 +224,7 @@ class DistributionalCriticWorker(TrainingWorker):
         if self._shares is not None:
             metrics |= {f"critic/share/{k}": v for k, v in self._shares.shares(self._sum_over_ranks).items()}
         metrics |= {f"critic/{name}": value for name, value in self.family.adapt(target_means).items()}
-        self._kept = self._targets = self._shares = None
+        self._kept = self._targets = self._shares = self._dump = None
         if output is None:
             return output
         logged = tu.get(output, "metrics") | {name: [value] for name, value in metrics.items()}

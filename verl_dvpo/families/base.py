@@ -31,6 +31,9 @@ ACTIVATION_NAMES = ("gelu", "silu", "relu", "tanh")
 #: Where a critic's first head comes from.
 HEAD_SOURCES = ("model", "seed")
 
+#: Answers of one step whose distributions are written: a look at the critic, never the whole batch.
+MOST_DUMPED = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyConfig:
@@ -55,6 +58,9 @@ class FamilyConfig:
             once more. null keeps those of a micro-batch.
         share_every: >= 0: every how many steps each term's share of the gradient at the head's outputs is logged; 0
             never. Such an update computes the loss twice and has a backward pass, to the outputs, for each term.
+        dump_every: >= 0: every how many steps the distribution along a few answers is written to the folder ``values``
+            of ``trainer.default_local_dir``; 0 never.
+        dump_sequences: how many answers that is, in [1, 64].
 
     Raises:
         ValueError: a field is outside its bounds.
@@ -74,6 +80,8 @@ class FamilyConfig:
     rows_per_chunk: int = 32
     tokens_per_block: int | None = None
     share_every: int = 0
+    dump_every: int = 0
+    dump_sequences: int = 4
 
     def __post_init__(self) -> None:
         if self.lam is not None:
@@ -87,6 +95,8 @@ class FamilyConfig:
         if self.tokens_per_block is not None:
             require_integer("tokens_per_block", self.tokens_per_block, least=1)
         require_integer("share_every", self.share_every, least=0)
+        require_integer("dump_every", self.dump_every, least=0)
+        require_integer("dump_sequences", self.dump_sequences, least=1, most=MOST_DUMPED)
 
     def plain(self) -> dict[str, Any]:
         """Returns every setting but the family's name, as JSON holds them."""

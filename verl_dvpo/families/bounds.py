@@ -5,13 +5,14 @@ import math
 from collections.abc import Collection
 
 
-def require_integer(name: str, value: object, *, least: int, other: str = "") -> None:
-    """Raises ValueError unless ``value`` is an integer of at least ``least``, or the word ``other``."""
+def require_integer(name: str, value: object, *, least: int, most: int | None = None, other: str = "") -> None:
+    """Raises ValueError unless ``value`` is an integer from ``least`` to ``most``, or the word ``other``."""
     if other and value == other:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        bounds = f">= {least}" if most is None else f"in [{least}, {most}]"
         or_other = f", or {other!r}" if other else ""
-        raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}{or_other}")
+        raise ValueError(f"{name} is {value!r}; it must be an integer {bounds}{or_other}")
 
 
 def require_at_least(name: str, value: object, least: float) -> None:

@@ -15,11 +15,16 @@ LONGEST_JSON = 64 << 20
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8, as ``write_bytes`` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically: at ``path`` there is the old file or the whole new one, also after a crash."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pictures import made
 
 from verl_dvpo.bench.tasks.run import RunPaths, follow, show, summarise
 
@@ -43,6 +44,26 @@ def test_the_summary_compares_the_first_and_the_last_validation(tmp_path, capsys
     assert "0.250 before, 0.875 after 2 steps (+0.625)" in said
     assert "12 s in all, 3.00 s a step" in said
     assert f"checkpoint:   {paths.checkpoints / 'global_step_10'}" in said
+
+
+def test_the_summary_ends_with_the_pictures_of_the_run(tmp_path, capsys):
+    """Drawn anew each time; a run whose critic wrote nothing has none, and a broken file is named."""
+    paths = RunPaths(tmp_path / "dvpo")
+    paths.folder.mkdir()
+    paths.metrics.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    assert summarise(paths, 12.0) == 0
+    assert "pictures:     none: a critic with critic.value.dump_every above 0" in capsys.readouterr().out
+    made.save_run(paths.folder, made.story())
+    paths.pictures.mkdir()
+    (paths.pictures / "old.png").touch()
+    assert summarise(paths, 12.0) == 0
+    assert f"pictures:     {paths.pictures / 'index.html'}\n" in capsys.readouterr().out
+    names = {file.name for file in paths.pictures.iterdir()}
+    assert {"index.html", "fan.png", "curves.png"} <= names
+    assert "old.png" not in names
+    (paths.checkpoints / "values" / "step_10.safetensors").write_bytes(b"")
+    assert summarise(paths, 12.0) == 0
+    assert "pictures:     none: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", [0, 1])

@@ -6,6 +6,7 @@ The run is verl's own, in a process of its own. This module only reads the metri
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,13 @@ from tqdm import tqdm
 from verl_dvpo.bench.tasks.addition import NAME
 from verl_dvpo.bench.tasks.prepare import TaskFolder
 from verl_dvpo.records import read_metrics
+from verl_dvpo.saved.values import FOLDER as VALUES
+from verl_dvpo.saved.values import dump_files
 
 ACCURACY = f"val-core/{NAME}/acc/mean@1"
+
+# What the critic believes of 8 answers, every 5 steps; `++`, because a run without a critic has no such section.
+DUMPS = ("++critic.value.dump_every=5", "++critic.value.dump_sequences=8")
 
 # Heading -> verl's metric. Cells of the critic stay blank in a run without one.
 COLUMNS = {
@@ -69,6 +75,11 @@ class RunPaths:
         """The folder of verl's checkpoints."""
         return self.folder / "checkpoints"
 
+    @property
+    def pictures(self) -> Path:
+        """The folder of the pictures of what the critic believed."""
+        return self.folder / "pictures"
+
 
 def run_demo(demo: TaskFolder, folder: str | Path, overrides: Sequence[str]) -> int:
     """Trains on the demo and prints its progress and its result.
@@ -84,10 +95,12 @@ def run_demo(demo: TaskFolder, folder: str | Path, overrides: Sequence[str]) -> 
     paths = RunPaths(Path(folder).resolve())
     paths.folder.mkdir(parents=True, exist_ok=True)
     paths.metrics.unlink(missing_ok=True)
+    shutil.rmtree(paths.checkpoints / VALUES, ignore_errors=True)
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", "platform=cpu", "+task=demo"),
         *(f"demo.dir={demo.path.resolve()}", f"trainer.default_local_dir={paths.checkpoints}"),
         f"hydra.run.dir={paths.folder / 'hydra'}",
+        *DUMPS,
         *overrides,
     ]
     print(f"log of everything: {paths.log}\n$ {' '.join(['python', *command[1:]])}\n", flush=True)
@@ -193,4 +206,24 @@ def summarise(paths: RunPaths, seconds: float) -> int:
     print(f"TensorBoard:  tensorboard --logdir {paths.tensorboard}")
     saved = sorted(paths.checkpoints.glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
     print(f"checkpoint:   {saved[-1] if saved else 'none: trainer.save_freq is off'}")
+    print(f"pictures:     {draw_pictures(paths) or 'none: a critic with critic.value.dump_every above 0 has some'}")
     return 0
+
+
+def draw_pictures(paths: RunPaths) -> str:
+    """Draws what the critic believed; those of an earlier run are replaced.
+
+    Returns:
+        Where they are, or why there are none; empty for a run whose critic wrote nothing.
+    """
+    from verl_dvpo.pictures.draw import draw
+    from verl_dvpo.pictures.runs import read_run
+
+    if not dump_files(paths.folder):
+        return ""
+    shutil.rmtree(paths.pictures, ignore_errors=True)
+    try:
+        page = draw([read_run(paths.folder.name, paths.folder)], paths.pictures)
+    except (OSError, ValueError) as error:
+        return f"none: {error}"
+    return f"{page}\n              (fan chart alone: {page.with_name('fan.png')})"
