@@ -54,6 +54,28 @@ def test_a_wait_for_another_thread_is_ended_too(table):
         wait()
 
 
+@pytest.mark.e2e
+def test_a_wait_for_a_stopped_worker_is_ended_too(capfd):
+    """With Ray itself: what ``ray.get`` waits for in C++ is no call of Python's at all."""
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    worker = ray.remote(lambda: time.sleep(300))
+    began = time.monotonic()
+
+    def update() -> None:
+        with Watch(2.0, interval=0.2) as watch:
+            watch.moved("critic_update", 7)
+            ray.get(worker.remote())
+
+    try:
+        with pytest.raises(RunEndedError, match="updating the critic: nothing has moved for 2 s"):
+            update()
+        assert time.monotonic() - began < 60.0
+    finally:
+        ray.shutdown()
+
+
 def test_who_was_dead_before_counts_no_more(table):
     table["DEAD"]["a"] = SERVER
     with Watch(None, interval=0.02):

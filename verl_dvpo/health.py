@@ -182,9 +182,9 @@ def ask_for_stacks(living: Iterable[Actor]) -> list[Actor]:
 class Watch:
     """Watches over a run while its ``with`` block lasts.
 
-    Where a part has died, or nothing has moved for long, the block's thread gets a `RunEndedError` at whatever it waits
-    for; if that does not end the process in `GRACE` seconds, the process is ended. An error that leaves the block after
-    a part has died becomes a `RunEndedError` too.
+    Where a part has died, or nothing has moved for long, the block's thread is woken at whatever it waits for, and a
+    `RunEndedError` leaves the block; if that does not end the process in `GRACE` seconds, the process is ended. An
+    error that leaves the block after a part has died becomes a `RunEndedError` too.
 
     Args:
         stall_seconds: of `HealthConfig`.
@@ -225,6 +225,8 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left.set()
+        if self.failure and isinstance(error, KeyboardInterrupt):
+            raise RunEndedError(self.failure) from None
         if not isinstance(error, Exception) or isinstance(error, RunEndedError):
             return
         deadline = time.monotonic() + 3 * self.interval  # Ray may learn of a death after those who wait for the actor
@@ -252,7 +254,7 @@ class Watch:
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if not self._left.is_set():
-            raise RunEndedError(self.failure)
+            raise KeyboardInterrupt  # while ``ray.get`` waits, Ray lets no other exception through
 
     def _death(self) -> str:
         """Says which part has died since the block began; empty if none has."""
