@@ -15,7 +15,7 @@ from typing import Any
 from verl_dvpo.doctor.lines import Line, problem
 
 #: Seconds that a probe may take. An import of vLLM takes ten seconds, ten times as long on a machine under load.
-PATIENCE = 180.0
+PATIENCE = 300.0
 #: What a probe writes before its answer, so that nothing that a library prints is taken for it.
 ANSWER = "verl-dvpo doctor: "
 
@@ -45,7 +45,7 @@ class Machine:
         if said:
             return "cpu" if said == "cpu" else "gpu"
         if self.accelerators is None:
-            self.accelerators = any(Path("/dev").glob(name) for name in ACCELERATORS)  # type: ignore[arg-type]
+            self.accelerators = any(found for name in ACCELERATORS for found in Path("/dev").glob(name))
         return "gpu" if self.accelerators else "cpu"
 
     def ask(self, probe: str, patience: float = PATIENCE) -> "Answer":

@@ -41,8 +41,8 @@ def _span(run: Run, name: str) -> str:
 
 @symptom(
     "spread",
-    sign="collapsed: the distribution has shrunk to a point, and the critic is a scalar one; exploded: it is wider than "
-    "any distribution of such rewards",
+    sign="collapsed: the distribution has shrunk to a point, and the critic is a scalar one; exploded: it is wider "
+    "than any distribution of such rewards",
     remedy=f"collapsed: {WIDEN}; exploded: {NARROW}",
 )
 def spread(run: Run) -> Line | None:

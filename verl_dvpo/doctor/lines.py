@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One finding of the doctor, and how findings are shown."""
 
+import itertools
 import json
+import math
+import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 #: From harmless to harmful.
 STATES = ("ok", "warning", "problem")
@@ -64,21 +65,23 @@ def exit_status(lines: Iterable[Line]) -> int:
     return int(worst(lines) == "problem")
 
 
-def sparkline(values: Sequence[float] | np.ndarray) -> str:
+def sparkline(values: Iterable[float]) -> str:
     """Draws a curve in one line of text: its lowest value is the lowest bar, a value that is not finite is ``×``.
 
     Long curves are cut into ``PICTURE`` pieces, and the median of each is drawn.
     """
-    curve = np.asarray(values, dtype=float)
-    if curve.size > PICTURE:
-        pieces = np.array_split(curve, PICTURE)
-        curve = np.array([np.median(piece) if np.isfinite(piece).all() else np.nan for piece in pieces])
-    finite = curve[np.isfinite(curve)]
-    if not finite.size:
-        return "×" * curve.size
-    low, height = finite.min(), np.ptp(finite)
-    steps = np.zeros(curve.size) if height == 0 else (curve - low) / height * (len(BARS) - 1)
-    return "".join(BARS[round(step)] if np.isfinite(step) else "×" for step in steps)
+    curve = [float(value) for value in values]
+    if len(curve) > PICTURE:
+        ends = [round(i * len(curve) / PICTURE) for i in range(PICTURE + 1)]
+        curve = [_middle(curve[start:end]) for start, end in itertools.pairwise(ends)]
+    finite = [value for value in curve if math.isfinite(value)]
+    low, height = min(finite, default=0.0), max(finite, default=0.0) - min(finite, default=0.0)
+    scale = (len(BARS) - 1) / height if height > 0 else 0.0
+    return "".join(BARS[round((value - low) * scale)] if math.isfinite(value) else "×" for value in curve)
+
+
+def _middle(piece: Sequence[float]) -> float:
+    return statistics.median(piece) if all(map(math.isfinite, piece)) else math.nan
 
 
 def show(line: Line) -> str:

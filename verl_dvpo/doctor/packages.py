@@ -104,7 +104,9 @@ def _fits(name: str, ours: Requirement | None, theirs: Requirement | None) -> Li
         return problem(name, f"it is not installed; {' and '.join(ranges) or 'any version'} is needed", install)
     for each, who, make in ((ours, OURS, problem), (theirs, "verl", warning)):
         if each is not None and not each.specifier.contains(found, prereleases=True):
-            return make(name, f"{name} is {found}; {who} needs {each.specifier}", f"pip install '{name}{each.specifier}'")
+            return make(
+                name, f"{name} is {found}; {who} needs {each.specifier}", f"pip install '{name}{each.specifier}'"
+            )
     return ok(name, f"{name} {found}")
 
 

@@ -154,8 +154,8 @@ def not_a_number(run: Run) -> Line | None:
 @symptom(
     "rewards",
     sign="the rewards of a step are all the same, or have nearly stopped to vary: no critic can explain them",
-    remedy="look at the reward function and at answers: critic/score/mean, response_length/clip_ratio; prompts that are "
-    "always or never solved teach nothing, so change data.train_files, or lower actor_rollout_ref.actor.optim.lr if "
+    remedy="look at the reward function and at answers: critic/score/mean, response_length/clip_ratio; prompts that "
+    "are always or never solved teach nothing, so change data.train_files, or lower actor_rollout_ref.actor.optim.lr if "
     "the policy has collapsed",
 )
 def rewards(run: Run) -> Line | None:
@@ -173,8 +173,8 @@ def rewards(run: Run) -> Line | None:
 @symptom(
     "explained variance",
     sign="below 0 for long: values are worse than a constant; near 0: they tell good answers from bad ones no better",
-    remedy="give the critic a start with trainer.critic_warmup or `verl-dvpo pretrain-critic`, let it see whole returns "
-    "with critic.value.lam=1.0 (with verl's own critic: algorithm.lam=1.0), and try another critic.optim.lr",
+    remedy="give the critic a start with trainer.critic_warmup or `verl-dvpo pretrain-critic`, let it see whole "
+    "returns with critic.value.lam=1.0 (with verl's own critic: algorithm.lam=1.0), and try another critic.optim.lr",
 )
 def explained_variance(run: Run) -> Line | None:
     curve = run.curve(EXPLAINED)
@@ -230,8 +230,8 @@ def value_loss(run: Run) -> Line | None:
 @symptom(
     "learning",
     sign="the critic's gradient or its learning rate is 0",
-    remedy="set critic.optim.lr above 0 and critic.optim.lr_warmup_steps below the length of the run; with a gradient of "
-    "0 draw the head anew with critic.value.head_from=seed and critic.value.head_seed=1, and see that the coefficients "
+    remedy="set critic.optim.lr above 0 and critic.optim.lr_warmup_steps below the length of the run; with a gradient "
+    "of 0 draw the head anew with critic.value.head_from=seed and critic.value.head_seed=1, and see that the coefficients "
     "in critic.value are not all 0",
 )
 def learning(run: Run) -> Line | None:

@@ -24,8 +24,8 @@ NEGATIVE: Final = -0.05
 NEGATIVE_SHARE: Final = 0.75
 #: Explained variance above which the critic explains something; below it and above NEGATIVE it explains nothing.
 SOMETHING: Final = 0.05
-#: The range of all rewards over the median range of a step, from which rare extremes dominate every variance: rewards in
-#: [0, 1] have 1.
+#: The range of all rewards over the median range of a step, from which rare extremes dominate every variance: rewards
+#: in [0, 1] have 1.
 EXTREMES: Final = 3.0
 
 #: Spread of the values' distribution over the unexplained spread. Calibrated is 1; clean runs of the studies have 0.6,
@@ -39,8 +39,8 @@ FLAT: Final = 0.001
 
 #: Share of adjacent quantiles out of order; ½ is no order at all. Runs of the studies end at 0.13 at most.
 CROSSING: Final = 0.35
-#: Disagreement of heads over the range of values: identical heads differ by float32's rounding, below 1e-6; those of the
-#: studies' runs by at least 7e-3.
+#: Disagreement of heads over the range of values: identical heads differ by float32's rounding, below 1e-6; those of
+#: the studies' runs by at least 7e-3.
 IDENTICAL: Final = 1e-4
 #: Disagreement of heads over the unexplained spread, from which it is the heads that are uncertain and not the return.
 #: Freshly drawn heads have 0.2 with rewards in [0, 1].
@@ -50,8 +50,8 @@ SAME_WEIGHTS: Final = 1e-6
 
 #: Share of targets that the support clips. A target at its end already loses half of its smoothing.
 SATURATED: Final = 0.02
-#: How far values lie outside all rewards so far, over the range of those. Bootstrapped λ-returns and costs in the reward
-#: move the edge a little.
+#: How far values lie outside all rewards so far, over the range of those. Bootstrapped λ-returns and costs in the
+#: reward move the edge a little.
 OUTSIDE: Final = 0.25
 #: The margin, over the range of returns, of the support that is proposed: that of the family's default.
 MARGIN: Final = 0.2
