@@ -132,7 +132,7 @@ def _span(curve: Curve) -> str:
     "not a number",
     sign="a figure of the critic is NaN or infinite",
     remedy="lower critic.optim.lr and critic.grad_clip, and resume from a checkpoint before that step; on GPUs see "
-    "whether it goes away with critic.fsdp.mixed_precision.param_dtype=fp32",
+    "whether it goes away with +critic.fsdp.mixed_precision.param_dtype=fp32",
     trend=False,
 )
 def not_a_number(run: Run) -> Line | None:
@@ -155,8 +155,8 @@ def not_a_number(run: Run) -> Line | None:
     "rewards",
     sign="the rewards of a step are all the same, or have nearly stopped to vary: no critic can explain them",
     remedy="look at the reward function and at answers: critic/score/mean, response_length/clip_ratio; prompts that "
-    "are always or never solved teach nothing, so change data.train_files, or lower actor_rollout_ref.actor.optim.lr if "
-    "the policy has collapsed",
+    "are always or never solved teach nothing, so change data.train_files; if the policy has collapsed, lower "
+    "actor_rollout_ref.actor.optim.lr",
 )
 def rewards(run: Run) -> Line | None:
     spread = reward_spread(run)
@@ -231,8 +231,8 @@ def value_loss(run: Run) -> Line | None:
     "learning",
     sign="the critic's gradient or its learning rate is 0",
     remedy="set critic.optim.lr above 0 and critic.optim.lr_warmup_steps below the length of the run; with a gradient "
-    "of 0 draw the head anew with critic.value.head_from=seed and critic.value.head_seed=1, and see that the coefficients "
-    "in critic.value are not all 0",
+    "of 0 draw the head anew with critic.value.head_from=seed and critic.value.head_seed=1, and see that the "
+    "coefficients in critic.value.coef are not all 0",
 )
 def learning(run: Run) -> Line | None:
     norm, rate = run.curve("critic/grad_norm"), run.curve("critic/lr")
