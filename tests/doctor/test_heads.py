@@ -30,14 +30,8 @@ def save(run, step: int, weight: torch.Tensor, *, prefix: str = "score.", heads:
 
 def describe(folder, kind: str, heads: int | None) -> None:
     settings = {} if heads is None else {"num_heads": heads}
-    manifest = Manifest(
-        kind=kind,
-        family="quantile_ensemble",
-        num_outputs=HEADS * LEVELS,
-        hidden_size=WIDTH,
-        layout={},
-        settings=settings,
-    )
+    sizes = {"num_outputs": HEADS * LEVELS, "hidden_size": WIDTH}
+    manifest = Manifest(kind=kind, family="quantile_ensemble", layout={}, settings=settings, **sizes)
     write_manifest(folder, manifest.of_files(describe_files(folder)))
 
 

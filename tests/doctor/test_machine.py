@@ -175,9 +175,8 @@ def test_a_function_of_verl_that_has_changed(site):
     lines = (original / changed).read_text().splitlines(keepends=True)
     at = next(i for i, line in enumerate(lines) if line.startswith("def get_seqlen_balanced_partitions"))
     end = next(i for i in range(at, len(lines)) if lines[i].rstrip().endswith(":"))
-    (site.folder / "verl" / changed).write_text(
-        "".join([*lines[: end + 1], "    equal_size = True\n", *lines[end + 1 :]])
-    )
+    lines.insert(end + 1, "    equal_size = True\n")
+    (site.folder / "verl" / changed).write_text("".join(lines))
     found = site.line("compat")
     assert found.state == "problem"
     assert "verl.utils.seqlen_balancing:get_seqlen_balanced_partitions" in found.text

@@ -122,9 +122,8 @@ def test_a_planted_problem_is_found_named_and_shown(case, tmp_path):
     assert exit_status(lines) == int(state == "problem")
     shown = report(run, lines)
     assert name in shown
-    assert shown.splitlines()[-1].startswith(
-        "the critic is ill: " if state == "problem" else "no problem, but look at "
-    )
+    said = "the critic is ill: " if state == "problem" else "no problem, but look at "
+    assert shown.splitlines()[-1].startswith(said)
     kept = curves | {key: curves[key] for key in planted if key in curves}
     assert line_of(write(tmp_path / "mended", kept), name).state == "ok"
 
@@ -162,10 +161,8 @@ def test_a_loss_that_rises_with_wilder_rewards_has_not_diverged(tmp_path):
     scaled = {name: healthy()[name] * wide for name in ("critic/rewards/max", "critic/rewards/mean")}
     grown = scaled | {"critic/vf_loss": 0.06 * wide**2}
     assert line_of(write(tmp_path / "wild", healthy() | grown), "value loss").state == "ok"
-    assert (
-        line_of(write(tmp_path / "tame", healthy() | {"critic/vf_loss": 0.06 * wide**2}), "value loss").state
-        == "problem"
-    )
+    tame = healthy() | {"critic/vf_loss": 0.06 * wide**2}
+    assert line_of(write(tmp_path / "tame", tame), "value loss").state == "problem"
 
 
 def test_where_rewards_do_not_vary_only_that_is_said(tmp_path):

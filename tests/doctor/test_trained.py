@@ -16,9 +16,7 @@ from verl_dvpo.families.registry import build_family, family_settings
 STATES, TOKENS, STEPS, UPDATES = (0.2, 0.5, 0.9), 64, 32, 6
 
 
-def curves(
-    name: str, *, rate: float = 0.02, scale: float = 1.0, cloned: bool = False, **settings
-) -> dict[str, np.ndarray]:
+def curves(name, *, rate=0.02, scale=1.0, cloned=False, **settings) -> dict[str, np.ndarray]:
     """Trains a family on three states with rewards of 0 and ``scale``, and logs what a run logs.
 
     Args:
@@ -78,7 +76,8 @@ CASES = {
         "critic.value.head_from=seed",
     ),
     "a flow that starts too wide": (
-        "spread", "problem", {"name": "value_flow", "value_scale": 60.0}, {"name": "value_flow"}, "critic.value.value_scale",
+        "spread", "problem", {"name": "value_flow", "value_scale": 60.0}, {"name": "value_flow"},
+        "critic.value.value_scale",
     ),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 """Checks that Ray starts as a run starts it, and that the plugin is there in Ray's workers too."""
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,8 @@ PATIENCE, WITH_START = 300.0, 420.0
 def start_and_ask(say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Starts Ray with the resources of ``platform=cpu``, or with Ray's own, and asks a worker what verl knows there.
 
-    Workers are started without the fork server, which saves nothing for one.
+    Workers are started without the fork server, which saves nothing for one. Ray's session is in a folder that is
+    removed at the end.
 
     Args:
         say: receives each part of the answer when it is known.
@@ -38,14 +40,17 @@ def start_and_ask(say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     from verl_dvpo.doctor import probes
 
     began = time.monotonic()
-    ray.init(**settings, log_to_driver=False, logging_level="ERROR")
-    try:
-        resources = ray.cluster_resources()
-        say({"seconds": time.monotonic() - began, "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)})
-        asked = ray.remote(num_cpus=1)(probes.registered).remote()
-        return {"worker": ray.get(asked, timeout=PATIENCE)}
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir=os.environ.get("RAY_TMPDIR"), ignore_cleanup_errors=True
+    ) as own:
+        ray.init(**settings, _temp_dir=own, log_to_driver=False, logging_level="ERROR")
+        try:
+            resources = ray.cluster_resources()
+            say({"seconds": time.monotonic() - began, "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)})
+            asked = ray.remote(num_cpus=1)(probes.registered).remote()
+            return {"worker": ray.get(asked, timeout=PATIENCE)}
+        finally:
+            ray.shutdown()
 
 
 @check(

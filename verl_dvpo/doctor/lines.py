@@ -86,7 +86,7 @@ def _middle(piece: Sequence[float]) -> float:
 
 def show(line: Line) -> str:
     """Writes a finding for a terminal: state, name, picture and text; the fix is below it."""
-    head = f"{line.state:<8} {line.name:<20} "
+    head = f"{line.state:<8} {line.name:<24} "
     body = f"{line.picture}  {line.text}" if line.picture else line.text
     indent = " " * len(head)
     found = _wrapped(body, head, indent)
