@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers every check of the machine, from cheap to dear."""
 
+import importlib
 from collections.abc import Sequence
 
-# The order of these imports is the order of the report.
-# isort: off
-import verl_dvpo.doctor.packages
-import verl_dvpo.doctor.machine
-import verl_dvpo.doctor.process
-import verl_dvpo.doctor.learning
-import verl_dvpo.doctor.cluster  # noqa: F401
-
-# isort: on
 from verl_dvpo.doctor.checks import CHECKS, Check
+
+#: The modules that register checks, in the order of the report; within a module it is that of the file.
+ORDER = ("packages", "machine", "process", "learning", "cluster")
+
+
+def _in_order() -> dict[str, Check]:
+    for name in ORDER:
+        importlib.import_module(f"verl_dvpo.doctor.{name}")
+    return dict(sorted(CHECKS.items(), key=lambda item: ORDER.index(item[1].find.__module__.rpartition(".")[2])))
 
 
 def chosen(only: Sequence[str] = (), *, quick: bool = False) -> list[Check]:
@@ -25,9 +26,10 @@ def chosen(only: Sequence[str] = (), *, quick: bool = False) -> list[Check]:
     Raises:
         ValueError: there is no check of such a name.
     """
-    unknown = [name for name in only if name not in CHECKS]
+    known = _in_order()
+    unknown = [name for name in only if name not in known]
     if unknown:
-        raise ValueError(f"--only is {unknown[0]!r}; allowed are {', '.join(map(repr, CHECKS))}; choose one of them")
+        raise ValueError(f"--only is {unknown[0]!r}; allowed are {', '.join(map(repr, known))}; choose one of them")
     if only:
-        return [each for name, each in CHECKS.items() if name in only]
-    return [each for each in CHECKS.values() if not (quick and each.dear)]
+        return [each for name, each in known.items() if name in only]
+    return [each for each in known.values() if not (quick and each.dear)]

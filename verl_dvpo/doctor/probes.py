@@ -7,7 +7,7 @@ An import may crash, hang or end its process; here it ends this one only.
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from verl_dvpo.doctor.checks import ANSWER
@@ -28,7 +28,8 @@ def devices() -> Facts:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     module = torch.get_device_module(kind) if kind is not None and kind.type != "cpu" else None
     count = module.device_count() if module is not None else 0
-    return {"torch": torch.__version__, "devices": [module.get_device_name(i) for i in range(count)]}
+    names = [str(module.get_device_name(i)) for i in range(count)] if module is not None else []
+    return {"torch": torch.__version__, "devices": names}
 
 
 def compat() -> Facts:
@@ -153,7 +154,7 @@ PROBES: dict[str, Callable[[], Facts]] = {
 }
 
 
-def say(facts: Facts) -> None:
+def say(facts: Mapping[str, Any]) -> None:
     """Answers, in part or in whole; parts add up."""
     print(f"\n{ANSWER}{json.dumps(facts)}", flush=True)
 
