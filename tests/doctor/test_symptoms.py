@@ -102,6 +102,10 @@ PLANTED = {
         {"critic/vf_clipfrac": 0.6 * np.ones(STEPS)},
         ("value clipping", "warning", r"60% of values", "critic.cliprange_value"),
     ),
+    "old answers, as our trainers count": (
+        {"critic/staleness/mean": 5.0 * np.ones(STEPS)},
+        ("staleness", "warning", r"5 versions", "max_off_policy_threshold"),
+    ),
     "old answers": (
         {"training/off_policy/trajectory_staleness/mean": 7.0 * np.ones(STEPS)},
         ("staleness", "warning", r"7 versions", "max_off_policy_threshold"),

@@ -17,7 +17,8 @@ from verl_dvpo.doctor.readings import Curve, Run
 EXPLAINED, LOSS = "critic/vf_explained_var", "critic/vf_loss"
 SPREAD, CROSSING, HEADS = "critic/quantile/spread", "critic/quantile/crossing_fraction", "critic/ensemble/std"
 OUTSIDE_SUPPORT, COLLAPSED_FLOW = "critic/hl_gauss/out_of_support", "critic/flow/collapsed"
-STALENESS = "training/off_policy/trajectory_staleness/mean"
+#: Of our trainers, and of verl's.
+STALENESS = ("critic/staleness/mean", "training/off_policy/trajectory_staleness/mean")
 
 Judge = Callable[[Run], Line | None]
 
@@ -315,7 +316,7 @@ def value_clipping(run: Run) -> Line | None:
     remedy="lower trainer.v1.sampler.max_off_policy_threshold, or give the rollout more devices",
 )
 def staleness(run: Run) -> Line | None:
-    curve = run.curve(STALENESS)
+    curve = next((found for name in STALENESS if (found := run.curve(name)) is not None), None)
     if curve is None:
         return None
     late, picture = curve.last(thresholds.LATE), sparkline(curve.values)
