@@ -109,7 +109,8 @@ def test_a_command_that_cannot_be_imported_leaves_the_others_alone(package, targ
 def test_every_command_that_ships_is_found_and_teaches_with_an_example(capsys):
     tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
-    ours = {"demo-data", "demo", "domains", "exam-data", "export", "gate", "lab", "pretrain-critic", "run", "study"}
+    ours = {"demo-data", "demo", "doctor", "domains", "exam-data", "export", "gate", "lab", "pretrain-critic", "run"}
+    ours |= {"study"}
     assert set(declared) == ours
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out

@@ -9,12 +9,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from verl_dvpo import preflight
 from verl_dvpo.doctor import machine as machine_checks
-from verl_dvpo.doctor import process
+from verl_dvpo.doctor import probes, process
 from verl_dvpo.doctor.all import chosen
 from verl_dvpo.doctor.checks import ANSWER, CHECKS, Check, Machine, run_checks, run_probe
 from verl_dvpo.doctor.lines import Line, ok
@@ -129,6 +132,27 @@ def test_an_import_that_crashes_ends_or_hangs_is_a_line(site, text, error):
     assert error in answer.error
 
 
+def test_a_probe_ends_with_the_doctor(site):
+    """A doctor that is killed leaves no process behind."""
+    pid = site.folder / "pid"
+    text = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    site.module("flash_attn/__init__.py", text)
+    path = os.pathsep.join([str(site.folder), str(ROOT)])
+    code = "import os; from verl_dvpo.doctor.checks import run_probe; run_probe('flash-attn', dict(os.environ), 60.0)"
+    doctor = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    wait(lambda: pid.is_file() and pid.read_text())
+    doctor.kill()
+    doctor.wait()
+    wait(lambda: not Path(f"/proc/{pid.read_text()}/cmdline").exists())
+
+
+def wait(until: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_flash_attention_is_a_problem_on_gpus_alone(site):
     assert site.line("flash-attn").state == "ok"
     assert site.line("flash-attn", platform="gpu").state == "problem"
@@ -203,6 +227,28 @@ def test_what_a_plugin_did_not_register_is_named():
     assert process.judge_plugin("plugin", {}, "the process was ended by SIGSEGV").text.endswith("SIGSEGV")
 
 
+def test_names_that_a_run_needs_and_verl_lacks():
+    whole = {
+        "estimators": ["dvpo", "flowrl"],
+        "trainers": ["dvpo_colocate_async", "dvpo_separate_async", "dvpo_sync"],
+        "engines": ["distributional_value_model"],
+    }
+    assert probes._missing(whole) == []
+    assert probes._missing(whole | {"trainers": ["dvpo_sync"]}) == ["dvpo_colocate_async", "dvpo_separate_async"]
+    assert set(preflight.TRAINER_MODES) == set(whole["trainers"])
+    assert set(preflight.ESTIMATORS) == set(whole["estimators"])
+
+
+def test_a_plugin_that_verl_has_not_loaded_is_told_from_one_that_raises(site):
+    """A stand-in for verl, so that the probe has nothing to import; the plugin is the real one."""
+    site.module("verl/__init__.py", "")
+    assert site.line("plugin").text == "verl does not know this package: verl has not loaded it; see entry point"
+    site.module("wrapt/__init__.py", "raise ImportError('wrapt is broken')")
+    assert site.line("plugin").text == "verl does not know this package: ImportError: wrapt is broken"
+    site.module("verl/__init__.py", "raise ValueError('Unknown platform')")
+    assert site.line("plugin").text == "verl does not know this package: ImportError: wrapt is broken"
+
+
 IN_NAMESPACE = """
 import typer
 from verl_dvpo.doctor.commands import doctor
@@ -249,6 +295,13 @@ def test_a_folder_that_cannot_be_used(tmp_path):
     environment = {"RAY_TMPDIR": str(tmp_path / "none")}
     (line,) = run_checks([CHECKS["disk"]], Machine(environment=environment, folder=tmp_path))
     assert (line.state, "Ray's session" in line.text) == ("problem", True)
+
+
+def test_what_the_cpu_platform_gives_to_ray_is_in_numbers():
+    """Its YAML has references to other fields."""
+    found = machine_checks.cpu_platform()
+    assert (found["num_cpus"], found["num_gpus"], found["object_store_memory"]) == (32, 1, 500_000_000)
+    assert found["runtime_env"]["env_vars"]["VERL_PLATFORM"] == "cpu"
 
 
 def test_a_container_with_little_memory(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry of checks of the machine, and how one runs: alone, and never the end of the others."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from verl_dvpo.doctor.lines import Line, problem
 
 #: Seconds that a probe may take. An import of vLLM takes ten seconds, ten times as long on a machine under load.
 PATIENCE = 300.0
+#: Seconds that a probe has to end by itself.
+PARTING = 10.0
 #: What a probe writes before its answer, so that nothing that a library prints is taken for it.
 ANSWER = "verl-dvpo doctor: "
 
@@ -91,19 +94,31 @@ def run_probe(probe: str, environment: Mapping[str, str], patience: float) -> An
         errors="replace",
         start_new_session=True,
     )
+    late = False
     try:
         output, _ = process.communicate(timeout=patience)
-        late = False
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its own children too: Ray's
-        output, _ = process.communicate()
         late = True
+        output = _end(process)
+    except BaseException:  # the user's Ctrl-C
+        _end(process)
+        raise
     facts: dict[str, Any] = {}
     for line in output.splitlines():
         if line.startswith(ANSWER):
             facts.update(json.loads(line.removeprefix(ANSWER)))
     rest = "\n".join(line for line in output.splitlines() if not line.startswith(ANSWER))
     return Answer(facts, _error(facts, process.returncode, late, patience, rest), rest[-4000:])
+
+
+def _end(process: "subprocess.Popen[str]") -> str:
+    """Ends a probe and its own children, Ray's, with time to tidy up; returns what it printed."""
+    for number, seconds in ((signal.SIGTERM, PARTING), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=seconds)[0]
+    return ""
 
 
 def _error(facts: dict[str, Any], status: int, late: bool, patience: float, output: str) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that Ray starts as a run starts it, and that the plugin is there in Ray's workers too."""
 
+import logging
 import os
 import tempfile
 import time
@@ -43,7 +44,7 @@ def start_and_ask(say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir=os.environ.get("RAY_TMPDIR"), ignore_cleanup_errors=True
     ) as own:
-        ray.init(**settings, _temp_dir=own, log_to_driver=False, logging_level="ERROR")
+        ray.init(**settings, _temp_dir=own, log_to_driver=False, logging_level=logging.ERROR)
         try:
             resources = ray.cluster_resources()
             say({"seconds": time.monotonic() - began, "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)})

@@ -29,11 +29,12 @@ def cpu_platform() -> dict[str, Any]:
     """Reads what ``platform=cpu`` gives to ``ray.init``."""
     from importlib import resources
 
-    import yaml
+    from omegaconf import OmegaConf
 
     text = (resources.files("verl_dvpo.config") / "platform" / "cpu.yaml").read_text()
-    found: dict[str, Any] = yaml.safe_load(text)["ray_kwargs"]["ray_init"]
-    return found
+    found = OmegaConf.to_container(OmegaConf.create(text).ray_kwargs.ray_init, resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
 
 
 def gib(size: float) -> str:

@@ -81,7 +81,7 @@ def verl(machine: Machine) -> Line:
 def packages(machine: Machine) -> Iterator[Line]:
     """One line for each named package, and one for the others together or for each that does not fit."""
     ours, theirs = requirements(OURS), requirements("verl")
-    named = {canonicalize_name(name): name for name in NAMED}
+    named: dict[str, str] = {canonicalize_name(name): name for name in NAMED}
     others = [name for name in ours | theirs if name not in named and name != "verl"]
     fitting = 0
     for name in [*named, *others]:

@@ -4,8 +4,10 @@
 An import may crash, hang or end its process; here it ends this one only.
 """
 
+import ctypes
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from verl_dvpo.doctor.checks import ANSWER
 
 Facts = dict[str, Any]
+#: ``PR_SET_PDEATHSIG`` of prctl(2).
+PARENT_DEATH_SIGNAL = 1
 #: Modules whose import fills verl's registries.
 REGISTRIES = (
     "verl.trainer.ppo.core_algos",
@@ -84,28 +88,32 @@ def plugin() -> Facts:
 def registered() -> Facts:
     """Imports verl in this process and lists what it knows of ours, what is missing, and why.
 
-    verl logs a plugin that fails at DEBUG only; so where something is missing, the plugin is imported once more.
+    verl logs a plugin that fails at DEBUG only, and may fail itself for want of it; so the plugin is imported again.
     """
-    modules = [importlib.import_module(name) for name in ("verl", *REGISTRIES)]
-    _, algorithms, trainer, _ = modules
+    failure = _failure("verl")
+    if "verl_dvpo.plugin" not in sys.modules:
+        reason = _failure("verl_dvpo.plugin") or failure or "verl has not loaded it; see entry point"
+        return {"missing": ["this package"], "reason": reason}
+    algorithms, trainer, _ = (importlib.import_module(name) for name in REGISTRIES)
     engines = importlib.import_module("verl.workers.engine.base").EngineRegistry._engines
+    from verl_dvpo.families.registry import family_names
+
     facts: Facts = {
         "estimators": _ours(algorithms.ADV_ESTIMATOR_REGISTRY),
         "trainers": _ours(trainer.TRAINER_REGISTRY),
         "engines": sorted(name for name in engines if name.startswith("distributional")),
-        "families": [],
+        "families": family_names(),
     }
-    reason = ""
-    try:
-        importlib.import_module("verl_dvpo.plugin")
-        from verl_dvpo.families.registry import family_names
+    return facts | {"missing": _missing(facts), "reason": failure}
 
-        facts["families"] = family_names()
-    except Exception as error:  # whatever the plugin or a family raises
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    facts["missing"] = _missing(facts)
-    facts["reason"] = reason
-    return facts
+
+def _failure(module: str) -> str:
+    """Imports a module; returns what that raised, empty for nothing."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever the module raises
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return ""
 
 
 def _ours(registry: dict[Any, Any]) -> list[str]:
@@ -121,8 +129,7 @@ def _missing(facts: Facts) -> list[str]:
         "trainers": ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async"),
         "engines": ("distributional_value_model",),
     }
-    found = [name for kind, names in wanted.items() for name in names if name not in facts[kind]]
-    return found if facts["families"] else [*found, "any family"]
+    return [name for kind, names in wanted.items() for name in names if name not in facts[kind]]
 
 
 def ray() -> Facts:
@@ -159,8 +166,16 @@ def say(facts: Mapping[str, Any]) -> None:
     print(f"\n{ANSWER}{json.dumps(facts)}", flush=True)
 
 
+def end_with_parent() -> None:
+    """Lets this process end when the doctor does, however that ends; what it has begun is tidied up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
 def main(name: str) -> int:
     """Runs one probe and answers; what it raises is its answer too."""
+    end_with_parent()
     try:
         say(PROBES[name]())
     except BaseException as error:  # an import may raise SystemExit too
