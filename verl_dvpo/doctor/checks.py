@@ -122,10 +122,11 @@ def _end(process: "subprocess.Popen[str]") -> str:
 
 
 def _error(facts: dict[str, Any], status: int, late: bool, patience: float, output: str) -> str:
-    if "error" in facts:
-        return str(facts.pop("error"))
+    raised = facts.pop("error", "")
     if late:
         return f"no answer within {patience:.0f} seconds"
+    if raised:
+        return str(raised)
     if status == 0:
         return ""
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it printed nothing")
