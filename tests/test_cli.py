@@ -112,6 +112,7 @@ def test_every_command_that_ships_is_found_and_teaches_with_an_example(capsys):
     ours = {
         "demo-data",
         "demo",
+        "doctor",
         "domains",
         "exam-data",
         "export",

@@ -10,11 +10,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads all complete records of a metrics file.
 
     A last line without its newline is still being written, and is left out. A file that does not exist has no records.
+
+    Raises:
+        ValueError: a line is no record; its number is named.
     """
     if not path.is_file():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_record(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("data"), dict):
+        return record
+    shown = line[:60].decode(errors="replace") + ("..." if len(line) > 60 else "")
+    raise ValueError(
+        f'{path}, line {number} is {shown!r}; {{"step": N, "data": {{...}}}} is allowed; take the line out, or a whole '
+        "copy of the file"
+    )
 
 
 def scores(record: dict[str, Any]) -> dict[str, float]:

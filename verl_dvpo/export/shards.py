@@ -17,8 +17,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 _NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt$")
 
 
-def read_shards(folder: Path) -> dict[str, Tensor]:
-    """Returns the whole state of the model that ``folder`` holds in shards: name -> tensor on the CPU.
+def read_shards(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """Returns the state of the model that ``folder`` holds in shards: name -> tensor on the CPU.
+
+    Args:
+        folder: of a checkpoint.
+        prefixes: names that begin with none of them are left on the disk.
 
     Raises:
         ValueError: there are no shards, some are missing, one is no data, or they do not fit together.
@@ -34,15 +38,16 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
             f"{folder} holds shards {sorted(path.name for path in ranks.values())}; those of all ranks of one world "
             "are allowed; take a whole copy of the checkpoint"
         )
-    states = [_read(ranks[rank]) for rank in sorted(ranks)]
+    states = [_read(ranks[rank], mmap=prefixes != ("",)) for rank in sorted(ranks)]
     if len({frozenset(state) for state in states}) != 1:
         raise ValueError(f"{folder} holds shards of different tensors; take a whole copy of the checkpoint")
-    return {name: _join(name, [state[name] for state in states]) for name in states[0]}
+    wanted = [name for name in states[0] if name.startswith(prefixes)]
+    return {name: _join(name, [state[name] for state in states]) for name in wanted}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} holds no tensors alone: {reason}; do not use it") from error
