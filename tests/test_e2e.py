@@ -53,7 +53,7 @@ def _one_ray() -> Iterator[None]:
     """What `run_ppo` starts, once; it takes a Ray that is there."""
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
-    config = compose_config("dvpo_trainer", "platform=cpu")
+    config = compose_config("dvpo_trainer", "platform=cpu", "trainer.n_gpus_per_node=2")  # as the largest run needs
     settings = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
     runtime_env = get_ppo_ray_runtime_env(config)
     runtime_env["env_vars"] |= settings.pop("runtime_env")["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
@@ -213,6 +213,25 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(choice, demo, tmp_path):
     if choice == CHOOSING:
         assert {"critic/auto/num_quantiles", "critic/auto/risk"} <= third.keys()
         assert second["critic/auto/num_quantiles"] < 9  # what step 3 starts with was chosen, not given
+
+
+def test_two_training_processes_learn_what_one_learns(demo, tmp_path):
+    """Answers have seeds of their own, so both runs see the same batch; sums of floats differ in their order."""
+    whole = ("algorithm=dvpo", "critic.ppo_mini_batch_size=8")  # ranks cut a mini-batch elsewhere than one process
+    one, two = (steps(demo, tmp_path / str(count), *whole, f"trainer.n_gpus_per_node={count}") for count in (1, 2))
+    assert [record["training/global_step"] for record in two if "training/global_step" in record] == [1, 2]
+    first, again = (next(r for r in records if r.get("training/global_step") == 1) for records in (one, two))
+    for name in (
+        "critic/vf_loss",
+        "critic/multiplier/cvar",
+        "critic/quantile/q50",
+        "critic/vpred_mean",
+        "critic/grad_norm",
+        "critic/score/mean",
+        "actor/grad_norm",
+        "actor/entropy",
+    ):
+        assert again[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
 
 
 def test_a_dialogue_is_trained_on_what_the_policy_said(tmp_path):

@@ -2,6 +2,7 @@
 """What is wrong is said before Ray starts, with the field, the value and the remedy."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -241,8 +242,16 @@ def critic_manifest(folder: Path, kind: str, **sizes: int) -> None:
     write_manifest(folder, manifest)
 
 
+def whole_checkpoint(checkpoint: Path, **sizes: int) -> None:
+    """The files that a whole one has, empty, and the manifest of its critic."""
+    (checkpoint / "actor").mkdir(parents=True)
+    for name in ("actor/model_world_size_1_rank_0.pt", "data.pt"):
+        (checkpoint / name).touch()
+    critic_manifest(checkpoint / "critic", "checkpoint", **sizes)
+
+
 def test_a_checkpoint_of_other_sizes_is_refused_before_ray(files, tmp_path):
-    critic_manifest(tmp_path / "global_step_3" / "critic", "checkpoint", num_heads=3, num_quantiles=7)
+    whole_checkpoint(tmp_path / "global_step_3", num_heads=3, num_quantiles=7)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     run = ["algorithm=dvpo", "trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}"]
     with pytest.raises(ValueError, match="num_quantiles is 7 there and 8 here"):
@@ -250,7 +259,23 @@ def test_a_checkpoint_of_other_sizes_is_refused_before_ray(files, tmp_path):
     check(files, *run, "critic.value.num_quantiles=7")
     check(files, *run, "critic.value.num_quantiles=8", "trainer.resume_mode=disable")
     (tmp_path / "global_step_3" / "critic" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="was not written to the end"):
+    with pytest.raises(ValueError, match="critic is missing or empty"):
+        check(files, *run, "critic.value.num_quantiles=7")
+
+
+def test_where_the_latest_checkpoint_is_broken_the_one_before_is_judged(files, tmp_path):
+    """The trainer resumes from that one, so a broken one is no reason to refuse the run."""
+    whole_checkpoint(tmp_path / "global_step_3", num_heads=3, num_quantiles=7)
+    whole_checkpoint(tmp_path / "global_step_4", num_heads=3, num_quantiles=8)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    run = ["algorithm=dvpo", "trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}"]
+    check(files, *run, "critic.value.num_quantiles=8")
+    shutil.rmtree(tmp_path / "global_step_4" / "critic")
+    check(files, *run, "critic.value.num_quantiles=7")
+    with pytest.raises(ValueError, match="num_quantiles is 7 there and 8 here"):
+        check(files, *run, "critic.value.num_quantiles=8")
+    shutil.rmtree(tmp_path / "global_step_3" / "actor")
+    with pytest.raises(ValueError, match="a folder with a checkpoint that loads is allowed"):
         check(files, *run, "critic.value.num_quantiles=7")
 
 

@@ -20,6 +20,7 @@ from verl_dvpo.hydra_plugin import old_name
 from verl_dvpo.noise.config import PREFIX as NOISE
 from verl_dvpo.noise.config import check_config as check_noise
 from verl_dvpo.noise.config import noise_config
+from verl_dvpo.saved import checkpoints
 
 TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
 CRITIC_PACKAGE = "verl_dvpo."
@@ -131,16 +132,18 @@ def _check_critic(config: DictConfig) -> None:
 
 
 def _resumes_from(config: DictConfig) -> Path | None:
-    """Finds the folder ``global_step_N`` on this disk that verl will resume from; None where it starts anew."""
+    """Finds the folder ``global_step_N`` on this disk that the run will resume from; None where it starts anew.
+
+    With ``resume_mode: auto`` that is the latest whose files are all there; the trainer reads them before it loads.
+    """
     trainer = config.trainer
     if trainer.resume_mode == "resume_path" and isinstance(trainer.resume_from_path, str):
         folder = Path(trainer.resume_from_path)
         return folder if folder.is_dir() else None
-    tracker = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if trainer.resume_mode != "auto" or not tracker.is_file():
+    if trainer.resume_mode != "auto":
         return None
-    folder = tracker.with_name(f"global_step_{tracker.read_text().strip()}")
-    return folder if folder.is_dir() else None
+    step, _ = checkpoints.find(Path(trainer.default_local_dir), critic=True, read=False)
+    return None if step is None else checkpoints.folder_of(Path(trainer.default_local_dir), step)
 
 
 def _check_mini_batches(config: DictConfig, with_critic: bool) -> None:

@@ -108,7 +108,7 @@ PARTING = 30.0
 def command(demo: Path, checkpoints: Path, *overrides: str) -> list[str]:
     return [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "dvpo_trainer", "platform=cpu", "+task=demo"),
-        *(f"demo.dir={demo}", f"trainer.default_local_dir={checkpoints}", "hydra.run.dir=${trainer.default_local_dir}"),
+        *(f"demo.dir={demo}", f"trainer.default_local_dir={checkpoints}", f"hydra.run.dir={checkpoints}-hydra"),
         *(*SHORT, *overrides),
     ]
 

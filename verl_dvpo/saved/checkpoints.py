@@ -111,8 +111,8 @@ def _damage(file: Path) -> str:
     return f"{file} is damaged: the checksum of {broken} is wrong" if broken else ""
 
 
-def choose(folder: Path, *, critic: bool, read: bool = True) -> int | None:
-    """Points the tracker at the latest checkpoint that loads whole, and returns its step.
+def find(folder: Path, *, critic: bool, read: bool = True) -> tuple[int | None, list[str]]:
+    """Looks for the latest checkpoint that loads whole, and changes nothing.
 
     Args:
         folder: of the checkpoints.
@@ -120,13 +120,13 @@ def choose(folder: Path, *, critic: bool, read: bool = True) -> int | None:
         read: as in `problem`.
 
     Returns:
-        None where nothing was ever saved.
+        Its step, None where nothing was ever saved, and why each later one was passed over.
 
     Raises:
         ValueError: something was saved, and none of it can be loaded.
     """
     if not (folder / TRACKER).exists():
-        return None
+        return None, []
     pointed = latest(folder)
     reasons: list[str] = []
     for step in saved_steps(folder):
@@ -134,15 +134,21 @@ def choose(folder: Path, *, critic: bool, read: bool = True) -> int | None:
             continue  # never finished
         reason = problem(folder_of(folder, step), critic=critic, read=read)
         if not reason:
-            if step != pointed:
-                logger.warning("resuming from step %d: %s", step, "; ".join(reasons) or f"{TRACKER} held no number")
-                point_to(folder, step)
-            return step
+            return step, reasons
         reasons.append(reason)
     raise ValueError(
         f"trainer.default_local_dir is {str(folder)!r}; a folder with a checkpoint that loads is allowed: "
         f"{'; '.join(reasons) or 'it holds none'}; bring one back, or begin anew with trainer.resume_mode=disable"
     )
+
+
+def choose(folder: Path, *, critic: bool, read: bool = True) -> int | None:
+    """Points the tracker at the checkpoint that `find` finds, and returns its step; raises as it does."""
+    step, reasons = find(folder, critic=critic, read=read)
+    if step is not None and step != latest(folder):
+        logger.warning("resuming from step %d: %s", step, "; ".join(reasons) or f"{TRACKER} held no number")
+        point_to(folder, step)
+    return step
 
 
 def remove(checkpoint: Path, parts: tuple[str, ...]) -> None:
