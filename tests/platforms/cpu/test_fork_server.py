@@ -72,6 +72,15 @@ def test_a_fork_is_what_the_process_would_have_been(server, script, tmp_path):
     assert done.returncode == 0
 
 
+def test_the_precompiled_header_of_torch_outlives_the_run(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("from torch._inductor import codecache\nprint(codecache._HEADER_DIR)\n")
+    with ForkServer(modules=("torch._inductor.codecache",), run_modules=()) as own:
+        variables = {**os.environ, "TMPDIR": own.folder}
+        printed = Path(run(own, str(script), env=variables).stdout.strip())
+    assert printed == Path(cache_dir()) / "precompiled_headers"
+
+
 def test_forks_draw_apart(server, script):
     first, second = (json.loads(run(server, str(script)).stdout) for _ in range(2))
     assert first["pid"] != second["pid"]

@@ -43,7 +43,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
-from verl_dvpo.platforms.compiled import compiled_code
+from verl_dvpo.platforms.compiled import CACHE_ENV, compiled_code
 from verl_dvpo.platforms.cpu import distribution
 from verl_dvpo.platforms.cpu.engine_process import PARENT_DEATH_SIGNAL
 from verl_dvpo.platforms.cpu.loopback import keep_ray_inside
@@ -60,6 +60,7 @@ PARTING = 20.0
 #: What the server imports: other packages, and nothing that imports Ray.
 MODULES = (
     "torch",
+    "torch._inductor.codecache",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.utils.tensorboard",
@@ -120,7 +121,7 @@ class ForkServer:
         lists = [",".join(modules), ",".join(run_modules)]
         command = [sys.executable, "-m", __name__, str(listener.fileno()), str(lifeline), *lists]
         fds = (listener.fileno(), lifeline)
-        own = {**os.environ, "TMPDIR": self.folder, **(environment or {})}
+        own = {**os.environ, **compiled_code(), "TMPDIR": self.folder, **(environment or {})}
         self._process = subprocess.Popen(command, pass_fds=fds, env=own, start_new_session=True)
         listener.close()
         os.close(lifeline)
@@ -297,6 +298,9 @@ def load(modules: list[str]) -> None:
     for module in filter(None, modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    if compiler := sys.modules.get("torch._inductor.codecache"):
+        # torch takes the folder of its precompiled header from the one of temporary files, whatever CACHE_ENV says
+        compiler._HEADER_DIR = str(Path(compiled_code()[CACHE_ENV]) / "precompiled_headers")  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page that it looks at
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
