@@ -122,7 +122,7 @@ class Chain:
             }
             # a run that the fault does not end has two steps more
             ended = run(self.arguments(good + (3 if spec else 1), *fault.overrides), own, spec, limit=LIMIT + 30)
-            (self.folder / f"{fault.name}.log").write_text(ended.log)
+        (self.folder / f"{fault.name}.log").write_text(ended.log)
         return self.judge(fault, ended, good)
 
     def judge(self, fault: Fault, ended: Ended, good: int) -> dict[str, Any]:

@@ -54,6 +54,8 @@ CALLS: tuple[Entry, ...] = (
     _call("verl.utils.megatron_utils:unwrap_model", "verl_dvpo.critic.megatron_bridge", "finds the output layer"),
     _call("verl.utils.tensordict_utils:get", "verl_dvpo.critic.worker", "reads metrics"),
     _call("verl.utils.tensordict_utils:pop", "verl_dvpo.critic.worker", "takes scalars out of a batch"),
+    _call("verl.utils.tensordict_utils:get_tensordict", "verl_dvpo.critic.worker", "makes a batch to infer again"),
+    _call("verl.utils.tensordict_utils:assign_non_tensor", "verl_dvpo.critic.worker", "makes a batch to infer again"),
     _call(
         "verl.experimental.reward_loop.reward_loop:RewardLoopWorker",
         "verl_dvpo.platforms.cpu.agent_loops",
