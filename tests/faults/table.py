@@ -122,6 +122,8 @@ BEYOND_US = "the message is Ray's; `verl-dvpo run` says what to do"
 
 NO_HEAD = "steps need no GCS and go on; Ray's own agents outlive the run, but for `verl-dvpo run`, which ends them"
 
+NO_DRIVER = "nobody is left to say anything; Ray's own agents end within a minute more"
+
 FAULTS = (
     kill(SERVER, "generation"),
     kill(SERVER, "critic_update"),
@@ -149,8 +151,8 @@ FAULTS = (
     ray_or_driver("trainer", "critic_update", DEAD_TRAINER, note=BEYOND_US),
     ray_or_driver("trainer", "checkpoint", DEAD_TRAINER, delay=0.05, note=BEYOND_US),
     ray_or_driver("trainer", "weight_transfer", DEAD_TRAINER, note=BEYOND_US),
-    ray_or_driver("driver", "generation", "", note="nobody is left to say anything"),
-    ray_or_driver("driver", "checkpoint", "", delay=0.05, note="nobody is left to say anything"),
+    ray_or_driver("driver", "generation", "", note=NO_DRIVER),
+    ray_or_driver("driver", "checkpoint", "", delay=0.05, note=NO_DRIVER),
     ray_or_driver("driver", "critic_update", "", do="terminate", note="asked for"),
     ray_or_driver("raylet", "generation", "raylet", note=BEYOND_US),
     ray_or_driver("raylet", "actor_update", "raylet", note=BEYOND_US),

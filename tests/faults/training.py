@@ -53,8 +53,9 @@ class Ended:
     Attributes:
         status: its exit status.
         log: what it printed.
-        seconds: from the fault to the end of its last process.
-        last: the processes that lived longest.
+        seconds: from the fault to the end of its last process; Ray's own agents, which look for their raylet once in a
+            minute, apart.
+        last: the processes that lived longest, agents included.
         left: what it left behind.
     """
 
@@ -100,6 +101,9 @@ def own_folder() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
+
+#: Processes of Ray's own that are no part of a run.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 #: Seconds that the processes of a run have at least to follow it; the fork server looks for its raylet every 5.
 PARTING = 30.0
@@ -159,12 +163,15 @@ def run(
     status = process.poll()
     over = time.time()
     last: list[str] = []
+    own_end = time.time()
     while (alive := descendants()) and status is not None:
         last = [name_of(each) for each in alive]
+        if not all(any(agent in name for agent in AGENTS) for name in last):
+            own_end = time.time()
         if time.time() > max(_since(stamp, started) + limit, over + PARTING):
             break
         time.sleep(0.1)
-    ended = Ended(-1 if status is None else status, "", time.time() - _since(stamp, started), last)
+    ended = Ended(-1 if status is None else status, "", own_end - _since(stamp, started), last)
     ended.left = [name_of(each) for each in descendants()]
     for each in descendants():
         each.kill()
