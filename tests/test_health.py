@@ -211,7 +211,8 @@ def test_a_process_without_an_answer_is_not_asked():
 def test_outside_of_ray_nothing_is_registered():
     code = (
         "import os, signal; from verl_dvpo import health; health.answer_with_stacks()\n"
-        "print(health.catches(os.getpid(), health.STACKS), health.catches(os.getpid(), signal.SIGINT))"
+        "signal.signal(signal.SIGHUP, lambda *_: None)\n"
+        "print(health.catches(os.getpid(), health.STACKS), health.catches(os.getpid(), signal.SIGHUP))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_RAYLET_PID"}
     told = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
