@@ -69,11 +69,13 @@ class Ended:
         return text in self.log
 
 
-def descendants() -> list[psutil.Process]:
-    """Lists the living processes below this one, and buries the dead."""
+def descendants(others: frozenset[int] = frozenset()) -> list[psutil.Process]:
+    """Lists the living processes below this one, but for ``others`` and those below them, and buries the dead."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
+            if others and others & {process.pid, *(parent.pid for parent in process.parents())}:
+                continue
             if process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
             elif process.ppid() == os.getpid():
@@ -152,6 +154,7 @@ def run(
     ``look`` is called again and again while it runs.
     """
     shared = set(os.listdir("/dev/shm"))
+    before = frozenset(each.pid for each in descendants())  # a fork server of this process, for one
     log = folder / "log"
     with open(log, "wb") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment(folder, fault))
@@ -164,7 +167,7 @@ def run(
     over = time.time()
     last: list[str] = []
     own_end = time.time()
-    while (alive := descendants()) and status is not None:
+    while (alive := descendants(before)) and status is not None:
         last = [name_of(each) for each in alive]
         if not all(any(agent in name for agent in AGENTS) for name in last):
             own_end = time.time()
@@ -172,11 +175,11 @@ def run(
             break
         time.sleep(0.1)
     ended = Ended(-1 if status is None else status, "", own_end - _since(stamp, started), last)
-    ended.left = [name_of(each) for each in descendants()]
-    for each in descendants():
+    ended.left = [name_of(each) for each in descendants(before)]
+    for each in descendants(before):
         each.kill()
     process.wait()
-    psutil.wait_procs(descendants(), timeout=10)
+    psutil.wait_procs(descendants(before), timeout=10)
     ended.left += [f"/dev/shm/{name}" for name in sorted(_lasting(shared))]
     ended.left += [f"temporary file {path.name}" for path in sorted((folder / "tmp").iterdir())]
     ended.log = log.read_text(errors="replace")
