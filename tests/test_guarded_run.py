@@ -6,6 +6,7 @@ All other faults are in ``tests/faults``, a command of its own.
 
 import ipaddress
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def is_loopback(address: str) -> bool:
 def broken(tmp_path_factory) -> tuple[Ended, set[tuple[str, str]], list[dict]]:
     folder = tmp_path_factory.mktemp("guarded")
     assert command_line(["demo-data", "--out", str(folder / "demo"), "--tiny"]) == 0
-    overrides = command(folder / "demo", folder / "checkpoints", "trainer.total_training_steps=2")[5:]
+    overrides = command(folder / "demo", folder / "checkpoints", "trainer.total_training_steps=3")[5:]
     fault = {"do": "kill", "what": "HttpServer", "phase": "generation", "step": 2, "stamp": str(folder / "stamp")}
     seen: set[tuple[str, str]] = set()
     adopt_orphans()
@@ -64,10 +65,11 @@ def test_a_killed_rollout_server_is_named_and_the_run_goes_on(broken):
     assert ended.status == 0, ended.log[-3000:]
     said = [line for line in ended.log.splitlines() if line.startswith("verl-dvpo run, ")]
     assert len(said) == 1
-    assert "step 2, waiting for answers: rollout server (process " in said[0]
+    # the answers of step 2 may have come before the server died; then the next that needs it says so
+    assert re.search(r"step [23], [a-z ]+: rollout server \(process ", said[0])
     assert "starting again, 1 of at most 1 times" in said[0]
-    assert "global_step_1, setting global step to 1" in ended.log
-    assert records[-1]["training/global_step"] == 2
+    assert re.search(r"global_step_([12]), setting global step to \1", ended.log)
+    assert records[-1]["training/global_step"] == 3
 
 
 def test_nothing_is_left_of_it(broken):
