@@ -62,6 +62,12 @@ def test_a_run_that_ends_well_is_run_once_and_its_output_passed_on(program, tmp_
     assert capfd.readouterr().err == ""
 
 
+def test_output_without_an_end_of_line_gets_one(program):
+    run, out = program("announced(); print('a library, as it leaves', end='')")
+    assert run.until_done() == 0
+    assert out.getvalue() == "a library, as it leaves\n"
+
+
 def test_what_torch_compiles_is_kept_from_run_to_run(program):
     run, out = program(
         "announced()\nfrom torch._inductor.runtime.cache_dir_utils import cache_dir\n"

@@ -197,7 +197,7 @@ class Run:
     def _pass_on(self, stream: IO[str], last: collections.deque[str]) -> None:
         for line in stream:
             last.append(line.rstrip("\n"))
-            self.out.write(line)
+            self.out.write(line if line.endswith("\n") else f"{line}\n")  # what we say begins a line of its own
             self.out.flush()
 
     def stop(self, number: int, frame: Any = None) -> None:
