@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from verl_dvpo.cli import main as command_line
+from verl_dvpo.restarts import adopt_orphans
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
-from training import Ended, adopt_orphans, command, descendants, own_folder, run
+from training import Ended, command, descendants, own_folder, run
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,7 @@ from verl.workers.config.model import HFModelConfig  # noqa: F401  (verl's engin
 
 from critic import harness
 from verl_dvpo.critic.head import TwoLayerHead, ValueHead
-from verl_dvpo.critic.head_call import HeadCall, Shares
+from verl_dvpo.critic.head_call import HeadCall, Parts
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +156,14 @@ def test_parts_of_a_sequence_come_back_in_order(size):
     """What gathering does is done here by hand: parts of equal length, one after the other."""
     states = torch.tensor([1, 2, 3, 5, 6, 11])
     hidden = torch.arange(12.0)
-    shares = [Shares.of(states, 12, size, rank) for rank in range(size)]
+    parts_of = [Parts.of(states, 12, size, rank) for rank in range(size)]
     handed, firsts = [], []
-    for rank, share in enumerate(shares):
+    for rank, share in enumerate(parts_of):
         own, first = share.own(states)
         part = hidden[rank * 12 // size : (rank + 1) * 12 // size]
         handed.append(share.padded(part[own].unsqueeze(-1)))
         firsts.append(first)
     assert len({len(each) for each in handed}) == 1
-    joined = shares[0].joined(torch.cat(handed))
+    joined = parts_of[0].joined(torch.cat(handed))
     assert joined[:, 0].tolist() == states.tolist()
     assert firsts == [int((states < rank * 12 // size).sum()) for rank in range(size)]

@@ -21,7 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from table import CONTROLLER, LOOP, SERVER, STORAGE, TRAINING
-from training import adopt_orphans, command, environment, own_folder
+from training import command, environment, own_folder
+
+from verl_dvpo.restarts import adopt_orphans
 
 PARTS = (SERVER, LOOP, STORAGE, CONTROLLER, TRAINING, "trainer", "raylet", "driver")
 PHASES = ("generation", "values", "advantages", "critic_update", "actor_update", "checkpoint", "weight_transfer")

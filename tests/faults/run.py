@@ -24,8 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from table import FAULTS, Fault
-from training import Ended, adopt_orphans, command, own_folder, run
+from training import Ended, command, own_folder, run
 
+from verl_dvpo.restarts import adopt_orphans
 from verl_dvpo.saved import checkpoints
 
 #: Seconds in which a run has to end after its fault; the watchdog's own patience comes on top.

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs ``main_ppo`` on the demo's smallest model in a folder of its own, and looks at what it leaves behind."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ import psutil
 from verl_dvpo.platforms.compiled import compiled_code
 
 HERE = Path(__file__).parent
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 #: Seconds that the start of a run may take on a busy machine.
 START = 400.0
@@ -38,12 +36,6 @@ SHORT = (
     # more gain nothing on a tiny model, and wait for each other on a busy machine
     'ray_kwargs.ray_init.runtime_env.env_vars.VERL_DVPO_CPU_THREADS="1"',
 )
-
-
-def adopt_orphans() -> None:
-    """Makes this process the parent of every descendant whose own parent ends, so that none is lost from sight."""
-    if ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from verl.utils.tracking import Tracking
 
-from verl_dvpo.pictures.loggers import CALIBRATION, FAN, log_values, logger
+from verl_dvpo.pictures.loggers import CALIBRATION, FAN, log_values
 from verl_dvpo.saved.values import Dump, path_of, write_dump
 
 
@@ -60,8 +60,7 @@ def test_nothing_is_drawn_where_no_logger_takes_images_or_nothing_was_written(wr
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 40])
-def test_a_broken_file_is_said_and_ends_nothing(written, content, caplog, monkeypatch):
-    monkeypatch.setattr(logger, "disabled", False)  # as a configuration of another test in this process may leave it
+def test_a_broken_file_is_said_and_ends_nothing(written, content, caplog):
     path_of(written, 5).write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert log_values({"tensorboard": None}, written, 10) == []

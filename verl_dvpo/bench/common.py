@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds what all parts of the workbench share: atomic writes, tables, progress, and the palette of the figures.
+"""Holds what all parts of the workbench share: atomic writes, tables and progress.
 
 JSON lines are read by ``verl_dvpo.records.read_metrics``, which the product needs too.
 """
@@ -15,21 +15,6 @@ from typing import IO, Any
 
 import pandas as pd
 from tqdm import tqdm
-
-from verl_dvpo.pictures.palette import (  # noqa: F401 - the workbench takes its colours from here
-    BLACK,
-    BLUE,
-    COLOURS,
-    GREEN,
-    GREY,
-    LIGHT_GREY,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from verl_dvpo.critic.store import sequence_keys
 from verl_dvpo.distributional.advantages import gae
 from verl_dvpo.families.base import ValueFamily
 from verl_dvpo.saved.values import LEVELS, Answer, Dump, path_of, write_dump
@@ -78,8 +79,8 @@ class ValueDump:
         self.plan = plan
         self.family = family
         self.rows = choose_rows(data["response_mask"], count)
-        prompts, responses = data["prompts"].unbind(), data["responses"].unbind()
-        self.tokens = {row: (prompts[row].cpu(), responses[row].cpu()) for row in self.rows}
+        keys = sequence_keys(data["prompts"], data["responses"])
+        self.keys = {row: keys[row] for row in self.rows}
         self.found: dict[int, list[dict[str, Tensor]]] = {row: [] for row in self.rows}
 
     @torch.no_grad()
@@ -118,9 +119,12 @@ class ValueDump:
         columns |= {name: data[name] for name in FIELDS if name in data}
         whole = {name: column.unbind() for name, column in columns.items()}
         prompts = data["prompts"].unbind()
+        keys = sequence_keys(data["prompts"], data["responses"])
+        places = {key: place for place, key in enumerate(keys)}
         answers = []
-        for row in self.rows:
-            place = self._place(row, prompts, whole["ids"])
+        for row, key in self.keys.items():
+            # of sequences with the same tokens the one in its old place, because rewards may differ
+            place = row if row < len(keys) and keys[row] == key else places.get(key)
             if place is None:
                 continue
             mine = {name: column[place].cpu() for name, column in whole.items()}
@@ -134,16 +138,6 @@ class ValueDump:
             write_dump(path, Dump(self.plan.step, tuple(answers), {**self.plan.facts, "gamma": gamma}))
         except OSError as error:
             logger.warning("critic: %s cannot be written: %s; there is no picture of this step", path, error)
-
-    def _place(self, row: int, prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> int | None:
-        """Finds a row of the inference in the batch of the update, where it was first; None where it is not."""
-        prompt, response = self.tokens[row]
-        for place in (row, *range(len(responses))):
-            if place < len(responses):
-                found = prompts[place].cpu(), responses[place].cpu()
-                if torch.equal(found[1], response) and torch.equal(found[0], prompt):
-                    return place
-        return None
 
 
 def realised_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:

@@ -21,7 +21,7 @@ MODEL_TYPE = "distributional_value_model"
 
 
 class Reader(Protocol):
-    """What the worker makes of outputs, of all response tokens of a micro-batch together or of blocks of them."""
+    """Reads the head's outputs for the worker: all response tokens of a micro-batch together, or blocks of them."""
 
     def decode(self, outputs: Tensor, micro_batch: TensorDict, places: slice) -> dict[str, Tensor]:
         """Reads a block's outputs (L', D) in inference: name -> (L', ...)."""

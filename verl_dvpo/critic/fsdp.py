@@ -30,7 +30,7 @@ from verl_dvpo.critic.checkpoints import data_only
 from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
 from verl_dvpo.critic.first_head import fill_head, refuse_lost_adapter
 from verl_dvpo.critic.head import head_name, load_backbone
-from verl_dvpo.critic.head_call import HeadCall, Shares
+from verl_dvpo.critic.head_call import HeadCall, Parts
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.families.registry import build_family
 
@@ -154,21 +154,28 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
         """Prepares inputs as verl does, and tells the head which states to compute: those of response tokens."""
         inputs, args = super().prepare_model_inputs(micro_batch)
         tokens = ResponseTokens.of(micro_batch)
-        places, first, shares = tokens.states, 0, None
+        places, first, parts = tokens.states, 0, None
         if not tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
             places = tokens.in_padded(micro_batch, inputs["input_ids"].shape[-1])
         elif self.use_ulysses_sp:
             length = micro_batch["input_ids"].values().shape[0] + args["pad_size"]
             size, rank = self.ulysses_sequence_parallel_size, get_ulysses_sequence_parallel_rank()
-            shares = Shares.of(tokens.states, length, size, rank)
-            places, first = shares.own(tokens.states)
-        read = self._block_reader(micro_batch, tokens)
-        args |= {"tokens": tokens, "shares": shares, "reads": read is not None}
-        self._head.call = HeadCall(places, first, read, self.model_config.value.tokens_per_block if read else None)
+            parts = Parts.of(tokens.states, length, size, rank)
+            places, first = parts.own(tokens.states)
+        decoded: list[dict[str, Tensor]] = []
+        read = self._block_reader(micro_batch, tokens, decoded)
+        block = self.model_config.value.tokens_per_block if read is not None else None
+        self._head.call = HeadCall(places, first, read, block)
+        args |= {"tokens": tokens, "parts": parts, "read": read, "decoded": decoded}
         return inputs, args
 
-    def _block_reader(self, micro_batch: TensorDict, tokens: ResponseTokens) -> Callable | None:
-        """Returns what the head does with each block of outputs; None where it hands them over."""
+    def _block_reader(
+        self, micro_batch: TensorDict, tokens: ResponseTokens, decoded: list[dict[str, Tensor]]
+    ) -> Callable | None:
+        """Returns what the head does with each block of outputs; None where it hands them over.
+
+        In inference each block adds to ``decoded`` what was read of it.
+        """
         reader = self.reader
         if reader is None or self.model_config.value.tokens_per_block is None or not reader.reads_blocks():
             return None
@@ -176,10 +183,9 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
             return lambda outputs, places: reader.losses(outputs, micro_batch, tokens, places)
         if self.use_ulysses_sp:  # the reader adds up statistics, of all tokens on each rank of the group
             return None
-        self._decoded: list[dict[str, Tensor]] = []
 
         def decode(outputs: Tensor, places: slice) -> Tensor:
-            self._decoded.append(reader.decode(outputs, micro_batch, places))
+            decoded.append(reader.decode(outputs, micro_batch, places))
             return outputs[:, :0]
 
         return decode
@@ -189,20 +195,18 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
     ) -> dict[str, Tensor]:
         """Returns outputs at response tokens, jagged (B, T, D), or what was read of them; in inference decoded."""
         self._head.call = None
-        tokens, shares = output_args["tokens"], output_args["shares"]
-        if not output_args["reads"]:
-            return self._model_output(self._of_all_ranks(output.logits, shares), micro_batch, tokens)
+        tokens, blocks = output_args["tokens"], output_args["decoded"]
+        read = self._of_all_ranks(output.logits, output_args["parts"])
+        if output_args["read"] is None:
+            return self._model_output(read, micro_batch, tokens)
         if torch.is_grad_enabled():
-            losses = self._of_all_ranks(output.logits, shares)
-            return {"losses": torch.nested.nested_tensor_from_jagged(losses, micro_batch["responses"].offsets())}
-        decoded = {name: torch.cat([each[name] for each in self._decoded]) for name in self._decoded[0]}
-        self._decoded = []
+            return {"losses": torch.nested.nested_tensor_from_jagged(read, micro_batch["responses"].offsets())}
+        decoded = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
         assert self.reader is not None
         return self.reader.assemble(decoded, micro_batch, tokens)
 
-    def _of_all_ranks(self, own: Tensor, shares: Shares | None) -> Tensor:
+    def _of_all_ranks(self, own: Tensor, parts: Parts | None) -> Tensor:
         """(L', ...) -> (L, ...): gathers what the ranks of a sequence-parallel group computed."""
-        if shares is None:
+        if parts is None:
             return own
-        gathered = gather_outputs_and_unpad(shares.padded(own), gather_dim=0)
-        return shares.joined(gathered)
+        return parts.joined(gather_outputs_and_unpad(parts.padded(own), gather_dim=0))

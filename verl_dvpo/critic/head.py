@@ -26,8 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class ValueHead(nn.Linear):
-    """A linear layer that computes in fp32, whatever the backbone and autocast do: (..., H) -> (..., D).
+class DirectedHead(nn.Module):
+    """A head that an engine may tell which states to compute.
 
     Attributes:
         call: set by an engine for one forward pass; then only the states that it names are computed.
@@ -40,27 +40,26 @@ class ValueHead(nn.Linear):
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Computes (..., H) -> (..., D)."""
+        raise NotImplementedError
+
+
+class ValueHead(DirectedHead, nn.Linear):
+    """A linear layer that computes in fp32, whatever the backbone and autocast do: (..., H) -> (..., D)."""
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Computes (..., H) -> (..., D)."""
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
-class TwoLayerHead(nn.Module):
-    """A hidden layer before the outputs, in fp32 as well: (..., H) -> (..., width) -> (..., D).
-
-    Attributes:
-        call: as of `ValueHead`.
-    """
-
-    call: HeadCall | None = None
+class TwoLayerHead(DirectedHead):
+    """A hidden layer before the outputs, in fp32 as well: (..., H) -> (..., width) -> (..., D)."""
 
     def __init__(self, hidden_size: int, width: int, num_outputs: int, activation: str) -> None:
         super().__init__()
         self.hidden = ValueHead(hidden_size, width, dtype=torch.float32)
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[activation]
         self.out = ValueHead(width, num_outputs, dtype=torch.float32)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.outputs(hidden) if self.call is None else self.call(self.outputs, hidden)
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Computes (..., H) -> (..., D)."""

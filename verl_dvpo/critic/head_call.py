@@ -62,7 +62,7 @@ class HeadCall:
 
 
 @dataclass(frozen=True)
-class Shares:
+class Parts:
     """The parts of a packed sequence that the ranks of a sequence-parallel group hold, in order and of equal length.
 
     Attributes:
@@ -76,7 +76,7 @@ class Shares:
     rank: int
 
     @classmethod
-    def of(cls, states: Tensor, length: int, size: int, rank: int) -> "Shares":
+    def of(cls, states: Tensor, length: int, size: int, rank: int) -> "Parts":
         """Splits (L,) ascending positions in a packed sequence of ``length``, which ``size`` divides.
 
         Waits for the device: ranks pad what they hand over to one length, which has to be known.

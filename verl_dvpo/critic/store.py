@@ -8,13 +8,15 @@ S numbers kept per token.
 import hashlib
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from verl_dvpo.families.base import Reduce, ValueFamily
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 
 class KeptSamples:
@@ -26,13 +28,13 @@ class KeptSamples:
         statistics: sums over valid tokens, as ``masked_sums`` gives them.
     """
 
-    def __init__(self, kept: Tensor, data: TensorDict, statistics: dict[str, Tensor]) -> None:
+    def __init__(self, kept: Tensor, data: "TensorDict", statistics: dict[str, Tensor]) -> None:
         self.values = kept.values()
         self.offsets: Tensor = data["responses"].offsets()
         self.sequences = [data[name] for name in ("prompts", "responses")]
         self.statistics = statistics
 
-    def of(self, data: TensorDict) -> "KeptSamples | None":
+    def of(self, data: "TensorDict") -> "KeptSamples | None":
         """Returns the samples of the sequences in ``data``, in its order; None where one was not inferred.
 
         A sequence is known by its tokens: equal sequences have equal samples.
@@ -40,8 +42,8 @@ class KeptSamples:
         wanted = [data[name] for name in ("prompts", "responses")]
         if all(_same(own, other) for own, other in zip(self.sequences, wanted, strict=True)):
             return self
-        rows = {key: row for row, key in enumerate(_keys(*self.sequences))}
-        found = [rows.get(key) for key in _keys(*wanted)]
+        rows = {key: row for row, key in enumerate(sequence_keys(*self.sequences))}
+        found = [rows.get(key) for key in sequence_keys(*wanted)]
         if None in found:
             return None
         bounds = self.offsets.tolist()
@@ -57,8 +59,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.offsets(), other.offsets()) and torch.equal(one.values(), other.values())  # type: ignore[attr-defined]
 
 
-def _keys(prompts: Tensor, responses: Tensor) -> list[tuple[int, int]]:
-    """A key of each sequence, from its tokens."""
+def sequence_keys(prompts: Tensor, responses: Tensor) -> list[tuple[int, int]]:
+    """Computes a key of each sequence, (B,), from its tokens alone."""
     return list(zip(prompt_keys(prompts).tolist(), prompt_keys(responses).tolist(), strict=True))
 
 

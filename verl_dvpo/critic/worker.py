@@ -145,7 +145,7 @@ class DistributionalCriticWorker(TrainingWorker):
         return ValueDump(plan, self.family, data, self.settings.dump_sequences)
 
     def reads_blocks(self) -> bool:
-        """Shares of the terms are measured on all outputs of a micro-batch."""
+        """Tells whether losses may be computed block by block: not where the terms' shares need all outputs at once."""
         return self._shares is None
 
     def decode(self, outputs: Tensor, micro_batch: TensorDict, places: slice) -> dict[str, Tensor]:
@@ -234,7 +234,7 @@ class DistributionalCriticWorker(TrainingWorker):
         """Returns what was kept of the sequences in ``data``, and whether they had to be inferred again."""
         kept = self._kept.of(data) if self._kept is not None else None
         missing = self._sum_over_ranks(torch.tensor([float(kept is None)], device=get_device_id()))
-        if missing.item() == 0:
+        if missing.item() == 0:  # one wait an update: all ranks have to go the same way
             assert kept is not None
             return kept, False
         if not self.engine.all_have_outputs:

@@ -25,7 +25,7 @@ ANSWER = "verl-dvpo doctor: "
 
 @dataclass
 class Machine:
-    """What checks look at; tests plant their problems here.
+    """The machine as checks see it; tests plant their problems here.
 
     Attributes:
         environment: variables of the processes that probe.
@@ -47,9 +47,10 @@ class Machine:
         said = self.environment.get("VERL_PLATFORM", "").strip().lower()
         if said:
             return "cpu" if said == "cpu" else "gpu"
-        if self.accelerators is None:
-            self.accelerators = any(found for name in ACCELERATORS for found in Path("/dev").glob(name))
-        return "gpu" if self.accelerators else "cpu"
+        found = self.accelerators
+        if found is None:
+            found = any(True for name in ACCELERATORS for _ in Path("/dev").glob(name))
+        return "gpu" if found else "cpu"
 
     def ask(self, probe: str, patience: float = PATIENCE) -> "Answer":
         """Runs a probe of ``verl_dvpo.doctor.probes`` in a process of its own, once."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with the distribution that a critic has learned, as its metrics show it."""
+"""Symptoms of the distribution that a critic has learned, as its metrics show them."""
 
 import numpy as np
 
 from verl_dvpo.doctor import thresholds
-from verl_dvpo.doctor.lines import Line, ok, problem, sparkline, warning
+from verl_dvpo.doctor.lines import Line, warning
 from verl_dvpo.doctor.readings import Run
 from verl_dvpo.doctor.symptoms import (
     COLLAPSED_FLOW,
@@ -15,9 +15,11 @@ from verl_dvpo.doctor.symptoms import (
     SYMPTOMS,
     ratio,
     rewards_vary,
+    span,
     symptom,
     unexplained,
     value_range,
+    verdict,
 )
 
 #: Of a distribution that has collapsed, or exploded.
@@ -34,11 +36,6 @@ DIVIDE = (
 UNITE = "raise critic.value.coef.consistency, or train longer"
 
 
-def _span(run: Run, name: str) -> str:
-    late = run.curves[name].last(thresholds.LATE)
-    return f"steps {late.steps[0]} to {late.steps[-1]}"
-
-
 @symptom(
     "spread",
     sign="collapsed: the distribution has shrunk to a point, and the critic is a scalar one; exploded: it is wider "
@@ -49,20 +46,20 @@ def spread(run: Run) -> Line | None:
     curve = run.curve(SPREAD)
     if curve is None:
         return None
-    picture, late, span = sparkline(curve.values), curve.last(thresholds.LATE), _span(run, SPREAD)
+    late = curve.last(thresholds.LATE)
     said = run.curve(COLLAPSED_FLOW)
     said_at = said.steps[np.isin(said.steps, late.steps)] if said is not None else np.array([])
     if len(said_at) * 2 > len(late):
-        text = f"{late.median:.3g}; the flow says of {len(said_at)} of {len(late)} steps, {span}, that it has collapsed"
-        return problem("spread", text, WIDEN, picture)
+        text = f"{late.median:.3g}; the flow has collapsed in {len(said_at)} of {len(late)} steps, {span(late)}"
+        return verdict("spread", text, curve.values, bad=True, fix=WIDEN)
     found = ratio(curve, unexplained(run))
     if found is None or not rewards_vary(run):
         return None
-    text = f"{late.median:.3g}, {found:.2g} of the unexplained spread, in {span} (median)"
+    text = f"{late.median:.3g}, {found:.2g} of the unexplained spread, in {span(late)} (median)"
     if found < thresholds.COLLAPSED or found > thresholds.EXPLODED:
         which, fix = ("collapsed", WIDEN) if found < thresholds.COLLAPSED else ("exploded", NARROW)
-        return problem("spread", f"{which}: {text}", fix, picture)
-    return ok("spread", text, picture)
+        return verdict("spread", f"{which}: {text}", curve.values, bad=True, fix=fix)
+    return verdict("spread", text, curve.values, bad=False)
 
 
 @symptom(
@@ -74,11 +71,9 @@ def crossing(run: Run) -> Line | None:
     curve = run.curve(CROSSING)
     if curve is None:
         return None
-    late = curve.last(thresholds.LATE).median
-    text = f"{late:.0%} of adjacent quantiles are out of order in {_span(run, CROSSING)} (median)"
-    if late > thresholds.CROSSING:
-        return warning("crossing", text, SYMPTOMS["crossing"].remedy, sparkline(curve.values))
-    return ok("crossing", text, sparkline(curve.values))
+    late = curve.last(thresholds.LATE)
+    text = f"{late.median:.0%} of adjacent quantiles are out of order in {span(late)} (median)"
+    return verdict("crossing", text, curve.values, bad=late.median > thresholds.CROSSING, made=warning)
 
 
 @symptom(
@@ -91,15 +86,16 @@ def heads(run: Run) -> Line | None:
     found = ratio(curve, value_range(run))
     if curve is None or found is None:
         return None
-    late, picture, span = curve.last(thresholds.LATE), sparkline(curve.values), _span(run, HEADS)
-    text = f"heads differ by {late.median:.3g}, {found:.2g} of the range of values, in {span} (median)"
+    late = curve.last(thresholds.LATE)
+    text = f"heads differ by {late.median:.3g}, {found:.2g} of the range of values, in {span(late)} (median)"
     if found < thresholds.IDENTICAL:
-        return problem("heads", f"identical: {text}", DIVIDE, picture)
+        return verdict("heads", f"identical: {text}", curve.values, bad=True, fix=DIVIDE)
     apart = ratio(curve, unexplained(run))
     if apart is not None and rewards_vary(run) and apart > thresholds.APART:
-        text = f"apart: heads differ by {late.median:.3g}, {apart:.2g} of the unexplained spread, in {span} (median)"
-        return warning("heads", text, UNITE, picture)
-    return ok("heads", text, picture)
+        wide = f"{apart:.2g} of the unexplained spread"
+        text = f"apart: heads differ by {late.median:.3g}, {wide}, in {span(late)} (median)"
+        return verdict("heads", text, curve.values, bad=True, made=warning, fix=UNITE)
+    return verdict("heads", text, curve.values, bad=False)
 
 
 @symptom(
@@ -112,14 +108,13 @@ def support(run: Run) -> Line | None:
     curve = run.curve(OUTSIDE_SUPPORT)
     if curve is None:
         return None
-    late, picture = curve.last(thresholds.LATE).median, sparkline(curve.values)
-    text = f"{late:.1%} of targets are outside of the support in {_span(run, OUTSIDE_SUPPORT)} (median)"
-    if late <= thresholds.SATURATED:
-        return ok("support", text, picture)
+    late = curve.last(thresholds.LATE)
+    text = f"{late.median:.1%} of targets are outside of the support in {span(late)} (median)"
+    bad = late.median > thresholds.SATURATED
     ends = run.setting("critic.value.value_min"), run.setting("critic.value.value_max")
-    if None not in ends:
+    if bad and None not in ends:
         text += f"; the support is {ends[0]} to {ends[1]}"
-    return problem("support", text, support_remedy(run), picture)
+    return verdict("support", text, curve.values, bad=bad, fix=support_remedy(run))
 
 
 def support_remedy(run: Run) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's checkpoints say of the critic's head: heads that are one, that do not learn, or hold no numbers.
+"""Symptoms in a run's checkpoints: heads that are one, that do not learn, or hold no numbers.
 
 Only the head is read, not the backbone. Shapes: D outputs, N heads of D/N outputs each, H hidden units.
 """

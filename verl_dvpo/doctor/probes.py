@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What checks look at in a process of its own: ``python -m verl_dvpo.doctor.probes NAME`` answers with JSON.
+"""Probes run in a process of their own: ``python -m verl_dvpo.doctor.probes NAME`` answers with JSON.
 
 An import may crash, hang or end its process; here it ends this one only.
 """

@@ -54,7 +54,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run.
+    """A run as it was read from its folder.
 
     Attributes:
         path: as it was given.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a run's critic: each symptom is read from the metrics that verl and our critics log.
+"""Symptoms of a critic, each read from the metrics that verl and our critics log.
 
 A symptom returns None where a run does not log what it needs; so runs of verl's own PPO are judged by what they have.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ OUTSIDE_SUPPORT, COLLAPSED_FLOW = "critic/hl_gauss/out_of_support", "critic/flow
 STALENESS = ("critic/staleness/mean", "training/off_policy/trajectory_staleness/mean")
 
 Judge = Callable[[Run], Line | None]
+#: ``warning`` or ``problem``.
+Made = Callable[[str, str, str, str], Line]
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ def judge(run: Run) -> Iterator[Line]:
             yield line
 
 
-def _remedy(name: str) -> str:
-    return SYMPTOMS[name].remedy
+def verdict(name: str, text: str, values: Iterable[float], *, bad: bool, made: Made = problem, fix: str = "") -> Line:
+    """Makes the line of a symptom with its picture: ``made`` with the symptom's remedy, or ``fix``, where it is bad."""
+    picture = sparkline(values)
+    return made(name, text, fix or SYMPTOMS[name].remedy, picture) if bad else ok(name, text, picture)
 
 
 def _shared(run: Run, *names: str) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]] | None:
@@ -124,7 +128,8 @@ def rewards_vary(run: Run) -> bool:
     return late > 0 and not late < thresholds.VANISHED * early
 
 
-def _span(curve: Curve) -> str:
+def span(curve: Curve) -> str:
+    """Names the steps of a curve."""
     first, last = int(curve.steps[0]), int(curve.steps[-1])
     return f"step {last}" if first == last else f"steps {first} to {last}"
 
@@ -149,7 +154,7 @@ def not_a_number(run: Run) -> Line | None:
     count = int((~np.isfinite(bad[name].values)).sum())
     text = f"{name} is NaN or infinite from step {first[name]} on, in {count} of {len(bad[name])} steps"
     others = f"; so are {len(bad) - 1} other figures" if len(bad) > 1 else ""
-    return problem("not a number", text + others, _remedy("not a number"), sparkline(bad[name].values))
+    return verdict("not a number", text + others, bad[name].values, bad=True)
 
 
 @symptom(
@@ -163,12 +168,9 @@ def rewards(run: Run) -> Line | None:
     spread = reward_spread(run)
     if spread is None:
         return None
-    picture, late = sparkline(spread.values), spread.last(thresholds.LATE)
-    text = f"spread of rewards {late.median:.3g} in {_span(late)}"
-    if rewards_vary(run):
-        return ok("rewards", text, picture)
-    before = spread.first(thresholds.LATE)
-    return warning("rewards", f"{text}, after {before.median:.3g} in {_span(before)}", _remedy("rewards"), picture)
+    late, before = spread.last(thresholds.LATE), spread.first(thresholds.LATE)
+    text = f"spread of rewards {late.median:.3g} in {span(late)}, {before.median:.3g} in {span(before)}"
+    return verdict("rewards", text, spread.values, bad=not rewards_vary(run), made=warning)
 
 
 @symptom(
@@ -181,20 +183,19 @@ def explained_variance(run: Run) -> Line | None:
     curve = run.curve(EXPLAINED)
     if curve is None or not rewards_vary(run):
         return None
-    late, picture = curve.last(thresholds.LONG), sparkline(curve.values)
+    late = curve.last(thresholds.LONG)
     below = int((late.values < 0).sum())
-    text = f"{late.median:.3f} in {_span(late)} (median), below 0 in {below} of {len(late)}"
+    text = f"{late.median:.3f} in {span(late)} (median), below 0 in {below} of {len(late)}"
     if late.median < thresholds.NEGATIVE and below >= thresholds.NEGATIVE_SHARE * len(late):
-        return problem("explained variance", text, _remedy("explained variance"), picture)
-    if late.median >= thresholds.SOMETHING:
-        return ok("explained variance", text, picture)
+        return verdict("explained variance", text, curve.values, bad=True)
+    nothing, fix = late.median < thresholds.SOMETHING, ""
     found = _shared(run, "critic/rewards/min", "critic/rewards/max")
-    if found is not None:
+    if nothing and found is not None:
         low, high = found[1]
         if high.max() - low.min() > thresholds.EXTREMES * np.median(high - low):
             text += f"; rewards reach from {low.min():.3g} to {high.max():.3g}, and few extremes make their variance"
-            return warning("explained variance", text, EXTREMES_REMEDY, picture)
-    return warning("explained variance", text, _remedy("explained variance"), picture)
+            fix = EXTREMES_REMEDY
+    return verdict("explained variance", text, curve.values, bad=nothing, made=warning, fix=fix)
 
 
 #: Where variances are those of a few extreme rewards.
@@ -221,11 +222,8 @@ def value_loss(run: Run) -> Line | None:
     wilder = 1.0
     if spread is not None and (before := spread.first(thresholds.LATE).median) > 0:
         wilder = max(1.0, spread.last(thresholds.LATE).median / before) ** 2  # a squared error grows by the square
-    picture = sparkline(curve.values)
-    text = f"{late.median:.3g} in {_span(late)} (median), best {best:.3g}"
-    if late.median - best > thresholds.DIVERGED * scale * wilder:
-        return problem("value loss", text, _remedy("value loss"), picture)
-    return ok("value loss", text, picture)
+    text = f"{late.median:.3g} in {span(late)} (median), best {best:.3g}"
+    return verdict("value loss", text, curve.values, bad=late.median - best > thresholds.DIVERGED * scale * wilder)
 
 
 @symptom(
@@ -239,14 +237,12 @@ def learning(run: Run) -> Line | None:
     norm, rate = run.curve("critic/grad_norm"), run.curve("critic/lr")
     if norm is None:
         return None
-    late, picture = norm.last(thresholds.LATE), sparkline(norm.values)
-    text = f"gradient {late.median:.3g} in {_span(late)} (median norm)"
+    late = norm.last(thresholds.LATE)
+    text = f"gradient {late.median:.3g} in {span(late)} (median norm)"
     if rate is not None:
         text += f", learning rate {rate.last(thresholds.LATE).median:.3g}"
     still = rate is not None and rate.last(thresholds.LATE).median == 0
-    if late.median < thresholds.NO_GRADIENT or still:
-        return problem("learning", text, _remedy("learning"), picture)
-    return ok("learning", text, picture)
+    return verdict("learning", text, norm.values, bad=late.median < thresholds.NO_GRADIENT or still)
 
 
 @symptom(
@@ -261,10 +257,8 @@ def one_value(run: Run) -> Line | None:
     if values is None or found is None or not rewards_vary(run):
         return None
     late = values.last(thresholds.LATE)
-    text = f"values differ by {late.median:.3g}, {found:.2g} of the spread of rewards, in {_span(late)}"
-    if found < thresholds.FLAT:
-        return problem("one value for all", text, _remedy("one value for all"), sparkline(values.values))
-    return ok("one value for all", text, sparkline(values.values))
+    text = f"values differ by {late.median:.3g}, {found:.2g} of the spread of rewards, in {span(late)}"
+    return verdict("one value for all", text, values.values, bad=found < thresholds.FLAT)
 
 
 @symptom(
@@ -287,11 +281,10 @@ def values_and_rewards(run: Run) -> Line | None:
         return None
     text = (
         f"values from {low[-1]:.3g} to {high[-1]:.3g} in step {steps[-1]}, rewards so far from {worst[-1]:.3g} to "
-        f"{best[-1]:.3g}; {outside.median:.2g} of that range outside in {_span(outside)} (median)"
+        f"{best[-1]:.3g}; {outside.median:.2g} of that range outside in {span(outside)} (median)"
     )
-    if outside.median > thresholds.OUTSIDE:
-        return problem("values and rewards", text, _remedy("values and rewards"), sparkline(beyond))
-    return ok("values and rewards", text, sparkline(high))
+    bad = outside.median > thresholds.OUTSIDE
+    return verdict("values and rewards", text, beyond if bad else high, bad=bad)
 
 
 @symptom(
@@ -303,11 +296,9 @@ def value_clipping(run: Run) -> Line | None:
     curve = run.curve("critic/vf_clipfrac")
     if curve is None:
         return None
-    late, picture = curve.last(thresholds.LATE), sparkline(curve.values)
-    text = f"{late.median:.0%} of values are clipped in {_span(late)} (median)"
-    if late.median > thresholds.CLIPPED:
-        return warning("value clipping", text, _remedy("value clipping"), picture)
-    return ok("value clipping", text, picture)
+    late = curve.last(thresholds.LATE)
+    text = f"{late.median:.0%} of values are clipped in {span(late)} (median)"
+    return verdict("value clipping", text, curve.values, bad=late.median > thresholds.CLIPPED, made=warning)
 
 
 @symptom(
@@ -319,8 +310,6 @@ def staleness(run: Run) -> Line | None:
     curve = next((found for name in STALENESS if (found := run.curve(name)) is not None), None)
     if curve is None:
         return None
-    late, picture = curve.last(thresholds.LATE), sparkline(curve.values)
-    text = f"{late.median:.2g} versions in {_span(late)} (median)"
-    if late.median > thresholds.STALE:
-        return warning("staleness", text, _remedy("staleness"), picture)
-    return ok("staleness", text, picture)
+    late = curve.last(thresholds.LATE)
+    text = f"{late.median:.2g} versions in {span(late)} (median)"
+    return verdict("staleness", text, curve.values, bad=late.median > thresholds.STALE, made=warning)

@@ -39,7 +39,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a critic believed along one answer. Entry t is the state from which response token t is written.
+    """The beliefs of a critic along one answer. Entry t is the state from which response token t is written.
 
     Attributes:
         prompt: as text; empty where there was no tokenizer.

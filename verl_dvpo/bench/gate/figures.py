@@ -6,10 +6,10 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from verl_dvpo.bench.common import BLACK, COLOURS, GREY, MARKERS
 from verl_dvpo.bench.gate.variance import AT, BETWEEN, LENGTH
 from verl_dvpo.bench.gate.verdict import LEAST_EXPLAINED, over_seeds
 from verl_dvpo.bench.statistics import t_interval
+from verl_dvpo.pictures.palette import BLACK, COLOURS, GREY, MARKERS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from verl_dvpo.bench.common import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, RED
 from verl_dvpo.bench.statistics import Estimate, ratio_interval, t_interval
+from verl_dvpo.pictures.palette import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, RED
 
 from .experiments import CONDITIONS, EXPERIMENTS, run_key
 from .registry import KAPPAS

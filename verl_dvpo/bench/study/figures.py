@@ -13,9 +13,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from verl_dvpo.bench.common import COLOURS, LIGHT_GREY, LINES, MARKERS
 from verl_dvpo.bench.study.results import Results
 from verl_dvpo.bench.study.summary import ALL, curves, summarise
+from verl_dvpo.pictures.palette import COLOURS, LIGHT_GREY, LINES, MARKERS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from verl_dvpo.bench.common import BLACK, BLUE, GREY, LIGHT_GREY, RED
 from verl_dvpo.bench.study.contrasts import Judgement
+from verl_dvpo.pictures.palette import BLACK, BLUE, GREY, LIGHT_GREY, RED
 
 #: Verdict -> colour and marker; the marker tells them apart without colours.
 LOOK = {

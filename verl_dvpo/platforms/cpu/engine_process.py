@@ -19,11 +19,16 @@ from typing import Any
 PARENT_DEATH_SIGNAL = 1
 
 
+def end_with_parent() -> None:
+    """Lets the kernel kill this process when its parent ends, however that ends; on Linux."""
+    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 class EngineProcess(multiprocessing.context.ForkProcess):
     """Leaves the parent's connections before it does its work."""
 
     def run(self) -> None:
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        end_with_parent()
         close_connections()
         super().run()
 

@@ -17,7 +17,6 @@ and the number of threads that its environment asks for.
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import gc
 import importlib
@@ -41,11 +40,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 from omegaconf import OmegaConf, open_dict
 
 from verl_dvpo.platforms.compiled import CACHE_ENV, compiled_code
 from verl_dvpo.platforms.cpu import distribution
-from verl_dvpo.platforms.cpu.engine_process import PARENT_DEATH_SIGNAL
+from verl_dvpo.platforms.cpu.engine_process import end_with_parent
 from verl_dvpo.platforms.cpu.loopback import keep_ray_inside
 from verl_dvpo.platforms.cpu.shared_memory import remove_noted
 
@@ -241,7 +241,7 @@ def serve_run(listener: socket.socket, lifeline: int, environment: dict[str, str
     for connection in connections(listener, lifeline, raylet):
         if os.fork() == 0:
             with ends_here():
-                ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+                end_with_parent()
                 os.close(lifeline)
                 listener.close()
                 run(connection)
@@ -273,11 +273,9 @@ def ends_here() -> Iterator[None]:
 
 def is_alive(process: int) -> bool:
     """Tells whether a process runs; 0 stands for none, and one that is dead and not yet buried does not run."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
 
 
 def draw_in_a_fork() -> bytes:
@@ -373,7 +371,8 @@ def receive(connection: socket.socket) -> bytes:
 
 def _end_with(connection: socket.socket) -> None:
     """Ends this process when the client has ended: whoever kills the client means the worker."""
-    connection.recv(1)
+    with contextlib.suppress(OSError):  # one that was killed with something unread resets the connection
+        connection.recv(1)
     os._exit(1)
 
 
