@@ -52,6 +52,12 @@ def test_where_nothing_was_saved_there_is_nothing_to_choose(tmp_path):
 
 def test_one_that_was_never_finished_is_not_looked_at(folder):
     (folder / "global_step_11" / "actor").mkdir(parents=True)
+    assert checkpoints.find(folder, critic=True) == (10, [])
+
+
+def test_what_the_tracker_does_not_name_yet_is_not_taken(folder):
+    save(folder, 11)
+    checkpoints.point_to(folder, 10)
     assert checkpoints.choose(folder, critic=True) == 10
 
 

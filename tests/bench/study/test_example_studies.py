@@ -14,7 +14,7 @@ STUDIES = [path for path in FILES if not path.stem.endswith(".hypotheses")]
 
 @pytest.fixture(autouse=True)
 def _folders(tmp_path, monkeypatch):
-    """Makes what the studies expect on disk: the domains' folder, the exam's, and the exam's pretrained critic."""
+    """Makes what the studies expect on disk: the domains' folder, the exam's, and pretrained critics."""
 
     def model(folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -24,7 +24,8 @@ def _folders(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         for part in ("train", "val", "shifted"):
             (tmp_path / name / f"{part}.parquet").touch()
-    for folder in (tmp_path / "model", tmp_path / "exam" / "model", tmp_path / "runs" / "exam" / "critic"):
+    critics = (tmp_path / "runs" / name / "critic" for name in ("exam", "demo"))
+    for folder in (tmp_path / "model", tmp_path / "exam" / "model", *critics):
         model(folder)
     monkeypatch.setenv("VERL_DVPO_DOMAINS_DIR", str(tmp_path))
     monkeypatch.setenv("VERL_DVPO_EXAM_DIR", str(tmp_path / "exam"))
@@ -32,7 +33,15 @@ def _folders(tmp_path, monkeypatch):
 
 
 #: reference: 15 seeds of 32 + 18 + 12 arms.
-RUNS = {"families": 9, "first": 42, "pretrained": 16, "reference": 15 * 62, "smoke": 8, "weights": 12 * 11}
+RUNS = {
+    "families": 9,
+    "first": 42,
+    "first_steps": 12,
+    "pretrained": 16,
+    "reference": 15 * 62,
+    "smoke": 8,
+    "weights": 12 * 11,
+}
 
 
 def some_of_each(runs: list[Run]) -> list[Run]:

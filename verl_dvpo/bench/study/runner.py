@@ -235,6 +235,8 @@ def _verl() -> Iterator[Train]:
 
     # Ray's workers are niced by 15 otherwise, and wait for every other program.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray keeps an idle worker for each logical CPU, and no run can use those of another, whose environment differs.
+    os.environ.setdefault("RAY_num_workers_soft_limit", "1")
     try:
         yield run
     finally:
