@@ -36,7 +36,7 @@ def _folders(tmp_path, monkeypatch):
 RUNS = {
     "families": 9,
     "first": 42,
-    "first_steps": 12,
+    "first_steps": 9,
     "pretrained": 16,
     "reference": 15 * 62,
     "smoke": 8,
