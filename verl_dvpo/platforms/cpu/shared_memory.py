@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 NOTE = "shared-memory-"
+#: Where Linux shows segments as files.
+SEGMENTS = Path("/dev/shm")
 
 
 def noted(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that notes the name of a segment before ``original`` makes it."""
+    """Returns a function that notes the name of a segment before ``original`` makes it.
+
+    The notes of this process's segments that are gone are removed then.
+    """
+    notes: dict[str, Path] = {}
 
     def create_shared_memory(size: int, name: str) -> Any:
-        (Path(tempfile.gettempdir()) / f"{NOTE}{name}").touch()
+        for gone in [each for each in notes if not (SEGMENTS / each).exists()]:
+            notes.pop(gone).unlink(missing_ok=True)
+        notes[name] = Path(tempfile.gettempdir()) / f"{NOTE}{name}"
+        notes[name].touch()
         return original(size, name)
 
     return create_shared_memory
