@@ -154,6 +154,22 @@ def test_two_steps_of_a_weighted_gated_and_read_out_advantage_with_one_answer_to
         assert record["critic/advantages/max"] > record["critic/advantages/min"]
 
 
+@pytest.mark.parametrize(("preset", "algorithm", "alpha"), [("sao", "dvpo", 1.5), ("vapo", "hl_gauss", 0.05)])
+def test_two_steps_of_a_preset_one_of_the_critic_alone_and_one_of_both(preset, algorithm, alpha, demo, tmp_path):
+    """The actor's trace lies between those of the shortest and the longest answer, worked out here."""
+    choices = (f"algorithm={algorithm}", f"+preset={preset}", "trainer.critic_warmup=2")
+    first, second = (each for each in steps(demo, tmp_path, *choices) if "training/global_step" in each)
+    assert first["critic/grad_norm"] > 0
+    assert "actor/pg_loss" not in first
+    assert second["actor/grad_norm"] > 0
+    for record in (first, second):
+        assert all(math.isfinite(value) for value in record.values())
+        low, high = (max(0.0, 1 - 1 / (alpha * record[f"response_length/{end}"])) for end in ("min", "max"))
+        assert low - 1e-6 <= record["advantages/lam"] <= high + 1e-6
+    weighs = [name for name in second if "rollout_is" in name]
+    assert bool(weighs) == (preset == "sao"), weighs
+
+
 def test_two_steps_of_a_critic_of_another_package(demo, tmp_path, monkeypatch):
     """Its settings reach Ray's workers by pickle, and its class by its import path."""
     monkeypatch.syspath_prepend(str(OUTSIDE))
