@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -69,13 +70,60 @@ def test_every_noise_composes(noise):
     assert config.reward.custom_reward_function.path == "pkg://verl_dvpo.bench.tasks.reward"
 
 
-@pytest.mark.parametrize("recipe", names("recipe"))
-@pytest.mark.parametrize("algorithm", ["dvpo", "grpo"])
-def test_every_recipe_composes_and_its_script_names_it(recipe, algorithm):
-    config = compose_config("dvpo_trainer", f"+recipe={recipe}", f"algorithm={algorithm}")
+@pytest.mark.parametrize("preset", names("preset"))
+def test_a_preset_composes_with_a_scalar_critic_and_its_options_reach_the_estimator(preset):
+    config = compose_config("ppo_trainer", "+algorithm=ppo", f"+preset={preset}", "actor_rollout_ref.rollout.name=vllm")
     OmegaConf.to_container(config, resolve=True)
-    script = CONFIG.parent / "examples" / f"{recipe}.sh"
-    assert f"+recipe={recipe} " in script.read_text()
+    assert config.algorithm.adv_estimator == "dvpo"
+    options = advantage_config(config.algorithm)
+    assert (options.lam_actor, options.length_alpha) == ("length", {"sao": 1.5, "vapo": 0.05}[preset])
+    assert family_of(config).lam == 1.0
+    assert config.trainer.critic_warmup > 0
+
+
+def test_the_presets_trainer_and_sizes_are_what_the_command_line_says():
+    """A preset changes what it has to; trainer mode and batch come from the command line where they are there."""
+    config = compose_config("dvpo_trainer", "+preset=sao", "data.train_batch_size=48")
+    assert config.trainer.v1.trainer_mode == "dvpo_colocate_async"
+    assert config.actor_rollout_ref.actor.ppo_mini_batch_size == config.critic.ppo_mini_batch_size == 48
+    assert (config.actor_rollout_ref.rollout.n, config.critic.ppo_epochs, config.actor_rollout_ref.actor.ppo_epochs) == (
+        1,
+        2,
+        1,
+    )
+    sync = compose_config("dvpo_trainer", "+preset=sao", "trainer_mode=sync", "platform=cpu")
+    assert sync.trainer.v1.trainer_mode == "dvpo_sync"
+    assert compose_config("dvpo_trainer", "+preset=vapo").trainer.v1.trainer_mode == "dvpo_sync"
+
+
+def test_sao_weighs_tokens_by_their_ratio_and_leaves_out_those_outside_of_its_bounds():
+    """verl's own loss with the preset's fields, against -A * ratio * log p averaged over five tokens."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = compose_config("dvpo_trainer", "+preset=sao", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1")
+    OmegaConf.resolve(config)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    ratios = torch.tensor([[0.65, 0.75, 1.0, 5.5, 6.5, 1.0]])
+    advantages, mask = torch.tensor([[1.0, -2.0, 3.0, 0.5, 4.0, 9.0]]), torch.tensor([[1, 1, 1, 1, 1, 0]])
+    new = torch.tensor([[-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]])
+    loss, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
+        old_log_prob=new - ratios.log(),
+        log_prob=new,
+        advantages=advantages,
+        response_mask=mask,
+        loss_agg_mode=actor.loss_agg_mode,
+        config=actor,
+    )
+    kept = [(0.75, -2.0, -0.2), (1.0, 3.0, -0.3), (5.5, 0.5, -0.4)]
+    assert loss.item() == pytest.approx(-sum(ratio * a * p for ratio, a, p in kept) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", names("preset"))
+def test_a_preset_without_a_critic_is_refused(preset):
+    config = compose_config("dvpo_trainer", "algorithm=grpo", f"+preset={preset}", "+task=demo")
+    with pytest.raises(ValueError, match=r"critic\.enable is False; algorithm\.adv_estimator=dvpo allows True"):
+        preflight.check(config)
 
 
 @pytest.mark.parametrize("mode", names("trainer_mode"))

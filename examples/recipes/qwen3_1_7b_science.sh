@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Qwen3-1.7B on science: bash examples/recipes/qwen3_1_7b_science.sh [algorithm=ppo] [+preset=vapo] [any other override]
+set -euo pipefail
+folder=$(cd "$(dirname "$0")" && pwd)
+exec python -m verl.trainer.main_ppo --config-dir "$folder" --config-name qwen3_1_7b_science "$@"
