@@ -86,7 +86,11 @@ def test_the_presets_trainer_and_sizes_are_what_the_command_line_says():
     config = compose_config("dvpo_trainer", "+preset=sao", "data.train_batch_size=48")
     assert config.trainer.v1.trainer_mode == "dvpo_colocate_async"
     assert config.actor_rollout_ref.actor.ppo_mini_batch_size == config.critic.ppo_mini_batch_size == 48
-    assert (config.actor_rollout_ref.rollout.n, config.critic.ppo_epochs, config.actor_rollout_ref.actor.ppo_epochs) == (
+    assert (
+        config.actor_rollout_ref.rollout.n,
+        config.critic.ppo_epochs,
+        config.actor_rollout_ref.actor.ppo_epochs,
+    ) == (
         1,
         2,
         1,

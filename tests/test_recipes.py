@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every recipe composes as its script composes it, passes what can be checked without a model hub, and fits its GPUs."""
+"""Every recipe composes as its script does it, passes what can be checked without a model hub, and fits its GPUs."""
 
+import functools
 import os
 import re
 import subprocess
@@ -24,8 +25,12 @@ NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 WRITTEN_FOR = {4: "A100-40G", 8: "A100-80G", 32: "A100-80G"}
 
 
+@functools.cache
 def as_main_ppo(recipe: str, *overrides: str) -> DictConfig:
-    """Composes with verl's folder as the primary one, and the recipes' where ``--config-dir`` puts it."""
+    """Composes with verl's folder as the primary one, and the recipes' where ``--config-dir`` puts it.
+
+    Composed once for all tests, which change nothing; the data's folder is looked up when a field is read.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose(recipe, overrides=[f"hydra.searchpath=[file://{RECIPES}]", *overrides])
@@ -130,5 +135,3 @@ def test_a_missing_file_of_a_recipe_is_named_before_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_DVPO_DATA_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=re.escape(f"data.train_files is '{tmp_path}/light_r1_votes.parquet'")):
         preflight.check(as_main_ppo("qwen3_8b_math"))
-
-

@@ -3,10 +3,10 @@
 
 import pytest
 import torch
+from critic import harness
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
-from critic import harness
 from verl_dvpo.estimate.memory import cache_per_token, head_bytes, layer_activations, training_states
 from verl_dvpo.estimate.shapes import Shape, read_shape
 from verl_dvpo.estimate.speed import forward_flops, recomputed_flops, update_flops

@@ -10,9 +10,12 @@ def estimate(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="As for main_ppo: algorithm=ppo ...")] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option(help="A GPU by its name; again for more. (default: all known)", show_default=False)
+        list[str] | None,
+        typer.Option(help="A GPU by its name; again for more. (default: all known)", show_default=False),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="How many train. (default: the recipe's)", show_default=False)] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="How many train. (default: the recipe's)", show_default=False)
+    ] = None,
     response: Annotated[
         float | None,
         typer.Option(help="Mean tokens of an answer. (default: half of the longest allowed)", show_default=False),

@@ -49,9 +49,7 @@ def trained_memory(role: Role, kept: float = 0.0) -> RoleMemory:
         outputs = tokens * role.outputs * mem.LOGIT
     else:
         outputs = mem.head_bytes(role.shape, tokens, role.outputs, role.block) + kept
-    between = (0.0 if role.offload_weights else states.weights) + (
-        0.0 if role.offload_optimizer else states.optimizer
-    )
+    between = (0.0 if role.offload_weights else states.weights) + (0.0 if role.offload_optimizer else states.optimizer)
     return RoleMemory(
         weights=states.weights,
         gradients=states.gradients,
@@ -182,8 +180,7 @@ def result(settings: Settings, gpus: dict[str, Gpu], response: float, utilisatio
         "response": response,
         "utilisation": utilisation,
         "actor": {"model": settings.actor.shape.name, "parameters": settings.actor.parameters},
-        "critic": critic
-        and {"model": critic.shape.name, "parameters": critic.parameters, "outputs": critic.outputs},
+        "critic": critic and {"model": critic.shape.name, "parameters": critic.parameters, "outputs": critic.outputs},
         "roles": {name: asdict(role) | {"turn": role.turn} for name, role in roles.items()},
         "cache_per_token": mem.cache_per_token(settings.actor.shape),
         "flops": flops_of(settings, response),

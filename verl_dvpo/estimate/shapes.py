@@ -168,6 +168,6 @@ def _from_hub(model: str) -> Path:
         return Path(hf_hub_download(model, "config.json"))
     except Exception as error:  # the hub's client has a dozen kinds: no network, no such model, no permission
         raise ValueError(
-            f"model is {model!r}; the hub did not give its config.json ({type(error).__name__}); {', '.join(published())} "
-            "need no hub; for any other give a folder with its config.json"
+            f"model is {model!r}; the hub did not give its config.json ({type(error).__name__}); a model that needs no "
+            f"hub is allowed, which are {', '.join(published())}; for any other give a folder with its config.json"
         ) from error

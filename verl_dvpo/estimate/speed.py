@@ -17,8 +17,8 @@ BANDWIDTH = 0.6
 def forward_flops(shape: Shape, length: float, sequences: float, outputs: int | None, *, causal: bool = True) -> float:
     """Counts one forward pass: 2 for each weight and token, and the attention's two products.
 
-    Source: arXiv 2001.08361, section 2.1, with the attention's 4 * length^2 * A * E a layer (tag: paper), half of it where
-    a kernel skips what the causal mask hides.
+    Source: arXiv 2001.08361, section 2.1, with the attention's 4 * length^2 * A * E a layer (tag: paper), half of it
+    where a kernel skips what the causal mask hides.
 
     Args:
         shape: of the backbone.
@@ -81,9 +81,9 @@ class Rollout:
 def rollout_seconds(shape: Shape, rollout: Rollout, gpu: Gpu, utilisation: float) -> float:
     """Estimates the seconds of a step's sampling: prefill by operations, decoding by the slower of two (ours).
 
-    A decoding step of a replica reads its weights and the keys and values of its running sequences, at half of their last
-    length on average, and computes one token for each. Sequences are taken in waves of equal length; a longest answer that
-    holds up the step makes it longer.
+    A decoding step of a replica reads its weights and the keys and values of its running sequences, at half of their
+    last length on average, and computes one token for each. Sequences are taken in waves of equal length; a longest
+    answer that holds up the step makes it longer.
 
     Args:
         shape: of the policy.
