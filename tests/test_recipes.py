@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,12 +94,14 @@ def test_a_recipe_takes_what_is_added_on_the_command_line(override, data):
 
 
 def test_the_script_itself_composes_from_elsewhere(tmp_path):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", str(RECIPES / "qwen3_1_7b_science.sh"), "algorithm=dfpo", "--cfg", "job"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
+        env={**os.environ, "PATH": path},
         check=False,
     )
     assert done.returncode == 0, done.stderr

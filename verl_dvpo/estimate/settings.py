@@ -2,7 +2,7 @@
 """Composes a recipe and reads from it what memory and time depend on."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +227,9 @@ def _actor(config: DictConfig, gpus: int) -> Role:
 
 
 def _reference(config: DictConfig, gpus: int) -> Role:
-    actor, ref = _actor(config, gpus), config.actor_rollout_ref.ref
-    engine = _engine(ref.fsdp_config, gpus)
-    return Role(**{**actor.__dict__, **engine, "sequence_parallel": ref.ulysses_sequence_parallel_size})
+    ref = config.actor_rollout_ref.ref
+    own = _engine(ref.fsdp_config, gpus)
+    return replace(_actor(config, gpus), sequence_parallel=ref.ulysses_sequence_parallel_size, **own)
 
 
 def _critic(config: DictConfig, gpus: int) -> Role:
