@@ -80,6 +80,7 @@ def test_trainers_without_values_are_refused():
         ("actor_rollout_ref.actor.use_kl_loss=false", "use_kl_loss is False; .* allows True: it brings the reference"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=vanilla", "loss_mode is 'vanilla' and .* both or neither"),
         ("algorithm.adv_estimator=dvpo", "loss_mode is 'flowrl' and algorithm.adv_estimator is 'dvpo'"),
+        ("+preset=sao", "algorithm.adv_estimator is 'dvpo'; algorithm=flowrl allows 'flowrl'; take out the preset"),
         ("critic.enable=false", "critic.enable is False; .* allows True"),
         ("critic.value.lam=0.9", "critic.value.lam is 0.9; .* null or 1"),
     ],

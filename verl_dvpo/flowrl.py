@@ -42,6 +42,11 @@ def check_flowrl(config: DictConfig) -> None:
             f"{config.algorithm.adv_estimator!r}; 'flowrl' is both or neither; put algorithm=flowrl on the command line"
         )
     if not uses:
+        if NAME in config.algorithm:
+            raise ValueError(
+                f"algorithm.adv_estimator is {config.algorithm.adv_estimator!r}; algorithm=flowrl allows 'flowrl'; take "
+                "out the preset or the override that sets it, or choose another algorithm"
+            )
         return
     beta_of(config.algorithm)
     needed = {
