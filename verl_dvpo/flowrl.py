@@ -44,8 +44,8 @@ def check_flowrl(config: DictConfig) -> None:
     if not uses:
         if NAME in config.algorithm:
             raise ValueError(
-                f"algorithm.adv_estimator is {config.algorithm.adv_estimator!r}; algorithm=flowrl allows 'flowrl'; take "
-                "out the preset or the override that sets it, or choose another algorithm"
+                f"algorithm.adv_estimator is {config.algorithm.adv_estimator!r}; algorithm=flowrl allows 'flowrl'; "
+                "take out the preset or the override that sets it, or choose another algorithm"
             )
         return
     beta_of(config.algorithm)
