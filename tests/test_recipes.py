@@ -103,7 +103,8 @@ def test_the_script_composes_from_elsewhere_what_the_estimate_composes(tmp_path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    theirs, ours = OmegaConf.create(done.stdout), compose_recipe("qwen3_1_7b_science", ["algorithm=dfpo"])
+    printed = done.stdout[re.search(r"^[a-z_]+:( |$)", done.stdout, re.MULTILINE).start() :]  # behind what others say
+    theirs, ours = OmegaConf.create(printed), compose_recipe("qwen3_1_7b_science", ["algorithm=dfpo"])
     assert (theirs.critic.value.family, theirs.trainer.experiment_name) == ("value_flow", "qwen3_1_7b_science")
     assert OmegaConf.to_container(theirs, resolve=True) == OmegaConf.to_container(ours, resolve=True)
 
