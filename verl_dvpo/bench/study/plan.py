@@ -10,22 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task, arms_of
+from verl_dvpo.seeds import set_seeds
 
 #: Status of a run that has ended, in its record.
 FINISHED, FAILED = "finished", "failed"
-#: Fields that take the run's seed, verl's and ours; a field that a configuration lacks is skipped.
-SEEDS = (
-    "data.seed",
-    "noise.seed",
-    "actor_rollout_ref.rollout.seed",
-    "actor_rollout_ref.actor.data_loader_seed",
-    "actor_rollout_ref.actor.fsdp_config.seed",
-    "critic.data_loader_seed",
-    "critic.fsdp.seed",
-    "critic.value.head_seed",
-    "critic.value.target_seed",
-)
-
 #: Overrides that a study's own may change: its curves begin before training.
 DEFAULTS = ("trainer.val_before_train=true",)
 
@@ -151,9 +139,7 @@ def compose(run: Run) -> DictConfig:
         with hydra.initialize_config_module("verl.trainer.config", version_base=None):
             config = hydra.compose("dvpo_trainer", overrides=[*DEFAULTS, *run.overrides, *ours])
         config.trainer.default_local_dir = str(run.folder / "checkpoints")
-        for field in SEEDS:
-            if OmegaConf.select(config, field.rpartition(".")[0]) is not None and _has(config, field):
-                OmegaConf.update(config, field, run.seed)
+        set_seeds(config, run.seed)
         preflight.check(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"run {run.name}: {error}") from error
@@ -163,9 +149,3 @@ def compose(run: Run) -> DictConfig:
 def resolved(config: DictConfig) -> str:
     """Returns a configuration as YAML, with every interpolation replaced by its value."""
     return OmegaConf.to_yaml(config, resolve=True)
-
-
-def _has(config: DictConfig, field: str) -> bool:
-    parent, _, name = field.rpartition(".")
-    node: Any = OmegaConf.select(config, parent)
-    return name in node

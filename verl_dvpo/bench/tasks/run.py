@@ -107,6 +107,7 @@ def run_demo(demo: TaskFolder, folder: str | Path, overrides: Sequence[str]) -> 
     environment = {
         **os.environ,
         "VERL_PLATFORM": "cpu",
+        "TQDM_DISABLE": "1",  # a log is no terminal
         "VERL_FILE_LOGGER_PATH": str(paths.metrics),
         "TENSORBOARD_DIR": str(paths.tensorboard),
         # Ray's workers are niced by 15 otherwise, and wait for every other program.
