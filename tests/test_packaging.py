@@ -100,7 +100,8 @@ def test_extras_are_what_the_wheel_says(wheel):
     required = [Requirement(text) for text in about.get_all("Requires-Dist")]
     plain = {each.name for each in required if each.marker is None}
     extra = {
-        one: {each.name for each in required if each.marker is not None and each.marker.evaluate({"extra": one})} - plain
+        one: {each.name for each in required if each.marker is not None and each.marker.evaluate({"extra": one})}
+        - plain
         for one in about.get_all("Provides-Extra")
     }
     assert {"cpu", "gpu", "megatron", "bench", "cluster"} <= extra.keys()
@@ -125,7 +126,9 @@ def test_outside_the_workbench_its_packages_are_imported_in_functions_only():
 
 
 def test_every_command_is_there_and_the_package_is_the_wheels(installed, tmp_path):
-    done = subprocess.run([installed / "verl-dvpo", "--help"], cwd=tmp_path, env=clean(), capture_output=True, text=True)
+    done = subprocess.run(
+        [installed / "verl-dvpo", "--help"], cwd=tmp_path, env=clean(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Not available" not in done.stdout
     for command in project()["project"]["entry-points"]["verl_dvpo.commands"]:

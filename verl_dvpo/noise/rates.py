@@ -133,7 +133,7 @@ def _beyond(config: Gaussian | HeavyTailed, distance: float) -> float:
         from scipy import stats
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"noise.family is {config.family!r}; its rates need scipy, which is not installed; pip install 'verl-dvpo[bench]'"
+            f"noise.family is {config.family!r}; its rates need scipy, which is missing; pip install 'verl-dvpo[bench]'"
         ) from error
     if config.family == STUDENT_T:
         return float(stats.t(config.tail).sf(far))

@@ -2,7 +2,6 @@
 """Derives the runs of a study: their names, folders and configurations."""
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task, arms_of
+from verl_dvpo.saved.files import read_json
 from verl_dvpo.seeds import set_seeds
 
 #: Status of a run that has ended, in its record.
@@ -109,7 +109,7 @@ def plan(study: Study) -> list[Run]:
 
 def read_record(run: Run) -> dict[str, Any] | None:
     """Returns how a run ended; None if it has not."""
-    return json.loads(run.record.read_text()) if run.record.is_file() else None
+    return read_json(run.record) if run.record.is_file() else None
 
 
 def compose(run: Run) -> DictConfig:

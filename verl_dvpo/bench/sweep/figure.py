@@ -61,7 +61,7 @@ def _is_grid(runs: Sequence[SweptRun], fields: Sequence[str]) -> bool:
 
 
 def _lines(runs: Sequence[SweptRun], along: str | None, by: str | None) -> Any:
-    """Draws means as lines, standard deviations as bars and runs as dots, side by side where there are several lines."""
+    """Draws means as lines, standard deviations as bars and runs as dots; several lines stand side by side."""
     values: list[Value] = _values(runs, along) if along else ["all runs"]
     figure = new_figure(max(5.0, 1.6 + 0.9 * len(values)), 3.6)
     axes = figure.add_subplot()

@@ -117,5 +117,5 @@ def _best(points: pd.DataFrame, fields: list[str]) -> str:
     if (points["runs"] < 2).all():
         worth = "Each point has one run: how far seeds alone spread is not known."
     else:
-        worth = "It was chosen among all points, so that its own mean is too high."
+        worth = "It was chosen among all points, so its mean is likely too high."
     return f"The highest mean is {best['score']:.4f}, at {where}. {worth}"

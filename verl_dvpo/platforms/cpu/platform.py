@@ -56,8 +56,8 @@ def asked_for(arguments: Sequence[str]) -> bool:
 class PlatformCPU(PlatformBase):
     """Implements verl's platform interface on plain memory; Ray's resource ``GPU`` is a logical number.
 
-    verl detects it only where it is asked for, by ``VERL_PLATFORM`` or by ``platform=cpu`` on the command line: a driver
-    on the head node of a GPU cluster has no accelerator either.
+    verl detects it only where it is asked for, by ``VERL_PLATFORM`` or by ``platform=cpu`` on the command line: a
+    driver on the head node of a GPU cluster has no accelerator either.
     """
 
     def __init__(self) -> None:
