@@ -14,11 +14,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps ``report`` a word of its own while it is the only command."""
-
-
 @app.command("report")
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of the sweep, `hydra.sweep.dir`.")],
