@@ -122,12 +122,13 @@ def test_every_command_that_ships_is_found_and_teaches_with_an_example(capsys):
         "pretrain-critic",
         "run",
         "study",
+        "sweep",
     }
     assert set(declared) == ours
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
     assert "Not available" not in overview
-    for words in (*([name] for name in declared), ["study", "run"], ["study", "report"]):
+    for words in (*([name] for name in declared), ["study", "run"], ["study", "report"], ["sweep", "report"]):
         assert words[0] in overview
         assert main([*words, "--help"]) == 0
         assert f"Example: verl-dvpo {' '.join(words)} " in capsys.readouterr().out.replace("\n", " ")

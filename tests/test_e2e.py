@@ -4,10 +4,12 @@
 Nothing is replaced: what runs here is what a user runs, on a model of a few layers that has learned nothing.
 """
 
+import csv
 import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_configs import compose_config, names
 
 from verl_dvpo import train
+from verl_dvpo.bench.sweep.report import write_report
 from verl_dvpo.cli import main as command
 from verl_dvpo.pictures.loggers import CALIBRATION, FAN
 from verl_dvpo.saved.values import dump_files, read_dump
@@ -289,6 +292,45 @@ def test_a_search_maximises_the_last_validation(demo, tmp_path, monkeypatch):
     assert found.best_value == max(scores)
 
 
+def swept(demo: Path, folder: Path, *overrides: str) -> list[str]:
+    """Arguments of a sweep of three steps a run, below ``folder``."""
+    fixed = ["platform=cpu", "+task=demo", f"demo.dir={demo}", f"hydra.sweep.dir={folder}/sweep"]
+    return [*fixed, *SHORT, "trainer.total_training_steps=3", "trainer.test_freq=3", *overrides]
+
+
+def points(folder: Path) -> list[dict[str, str]]:
+    """Writes the report of a sweep and returns its points."""
+    report = write_report(folder / "sweep")
+    assert report.with_name("scores.png").read_bytes().startswith(b"\x89PNG")
+    return list(csv.DictReader(report.with_name("points.csv").read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "field", "values"),
+    [
+        ("risk_weight", "critic.value.coef.risk", (0.0, 0.2)),
+        ("quantile_density", "critic.value.num_quantiles", (50, 200)),
+    ],
+)
+def test_two_points_of_a_sweep_are_trained_and_reported(sweep, field, values, demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(train.METRICS_ENV, raising=False)
+    listed = ",".join(map(str, values))
+    monkeypatch.setattr(
+        sys, "argv", ["train", f"+sweep={sweep}", *swept(demo, tmp_path, f"{field}={listed}", "seed=7")]
+    )
+    GlobalHydra.instance().clear()
+    train.main()
+    found = points(tmp_path)
+    assert [(float(point[field]), point["runs"]) for point in found] == [(value, "1") for value in values]
+    for number, point in enumerate(found):
+        folder = tmp_path / "sweep" / str(number)
+        *_, last = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+        assert last["step"] == 3
+        assert float(point["score"]) == last["data"]["val-core/demo_addition/acc/mean@1"]
+        assert math.isfinite(last["data"]["critic/vf_loss"])
+
+
 def test_noise_is_in_the_training_and_not_in_the_validation(demo, tmp_path):
     """Every label flipped: what the critic sees is one minus what was deserved, for every sample."""
     reward = tmp_path / "reward.py"
@@ -324,3 +366,17 @@ def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
             "trainer.save_freq=1",
         )
     assert not list((tmp_path / "checkpoints").glob("global_step_*"))
+
+
+def test_a_launcher_of_clusters_trains_a_point_in_a_process_of_its_own(demo, tmp_path):
+    """Submitit's local executor takes the place of Slurm: the same launcher, pickled and started from a file."""
+    overrides = swept(demo, tmp_path, "critic.value.num_quantiles=50", "hydra/launcher=submitit_local")
+    threads = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_DVPO_CPU_THREADS='1'"
+    command = [sys.executable, "-m", "verl_dvpo.train", "+sweep=quantile_density", *overrides, threads]
+    environment = {name: value for name, value in os.environ.items() if name != train.METRICS_ENV}
+    ray.shutdown()  # the job has a Ray of its own; no test comes after this one
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (point,) = points(tmp_path)
+    assert point["runs"] == "1"
+    assert list((tmp_path / "sweep" / ".submitit").glob("*/*_log.out"))

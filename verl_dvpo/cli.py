@@ -8,6 +8,7 @@ The object is a ``typer.Typer`` application, or a function with a docstring that
 brackets, if there is one, says what the command needs beyond its package. Any installed package may add commands.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -17,29 +18,49 @@ import typer
 from packaging.requirements import Requirement
 
 GROUP = "verl_dvpo.commands"
+#: Variables that switch progress bars off: tqdm's, and that of transformers, which has its own class.
+QUIET = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
-    A ValueError is a mistake of the user: it becomes one line ``error: ...`` and status 2. With ``--debug`` it is
-    raised, and its traceback shown.
+    A mistake of the user becomes one line ``error: ...`` and status 2: a ValueError, and an OSError, which is what a
+    file, a disk or a hub that cannot be reached raises. With ``--debug`` it is raised, and its traceback shown.
 
     Args:
         argv: arguments without the program's name; the command line's by default.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings: dict[str, bool] = {"debug": False}
+    quiet_bars(sys.stderr.isatty())
     try:
         build_app(settings)(args=arguments, prog_name="verl-dvpo")
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if settings["debug"]:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def quiet_bars(terminal: bool) -> None:
+    """Switches off the progress bars of all libraries, here and in child processes, where there is no terminal.
+
+    A bar writes carriage returns, with which a file of a log becomes one line. A user's own setting is kept.
+    """
+    if not terminal:
+        for name in QUIET:
+            os.environ.setdefault(name, "1")
+
+
+def one_line(error: ValueError | OSError) -> str:
+    """Returns what an error says without its line breaks; of the system's errors the file and the reason."""
+    if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or f"{type(error).__name__}, without a word; --debug shows where"
 
 
 def build_app(settings: dict[str, bool]) -> typer.Typer:

@@ -2,6 +2,7 @@
 """Reads the metrics that verl's ``file`` logger writes: JSON lines ``{"step": int, "data": {metric: value}}``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,28 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
             source = rest.rsplit("/", 2)[0]
             found[source] = float(value)
     return found
+
+
+def last_score(metrics: Path, sources: Sequence[str] | None = None) -> float | None:
+    """Averages the scores over data sources in the last record of ``metrics`` that has any; None if none has.
+
+    Args:
+        metrics: what verl's file logger wrote.
+        sources: data sources that count; all by default.
+
+    Raises:
+        ValueError: that record lacks one of ``sources``.
+    """
+    found: dict[str, float] = {}
+    for record in read_metrics(metrics):
+        found = scores(record) or found
+    if not found:
+        return None
+    missing = [source for source in sources or () if source not in found]
+    if missing:
+        raise ValueError(
+            f"objective is {list(sources or ())!r}; data sources of the validation are allowed, {sorted(found)}; "
+            f"take out {missing}"
+        )
+    values = [found[source] for source in sources or found]
+    return sum(values) / len(values)

@@ -177,6 +177,7 @@ class Run:
                 "TMPDIR": str(folder),
                 "RAY_TMPDIR": str(folder),
                 "PYTHONUNBUFFERED": "1",
+                "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "1"),  # it writes to us, who are no terminal
             }
             self.process = subprocess.Popen(
                 [*self.command, *extra],

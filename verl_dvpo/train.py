@@ -5,13 +5,13 @@
     python -m verl_dvpo.train -m algorithm=dvpo critic.value.coef.risk=0,0.05,0.1,0.2
 
 verl's own entry returns nothing. This one runs the same trainer in the same way and returns the last validation score:
-the mean over the data sources that ``objective`` in the configuration names, or over all where it names none. Ray stays
-up between the runs of one process; each run's actors are gone when it returns.
+the mean over the data sources that ``objective`` in the configuration names, or over all where it names none. ``seed``
+in the configuration goes to everything that draws (``verl_dvpo.seeds``). Ray stays up between the runs of one process;
+each run's actors are gone when it returns.
 """
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
-from verl_dvpo.records import read_metrics, scores
+from verl_dvpo.records import last_score
+from verl_dvpo.seeds import set_seeds
 
 METRICS_ENV = "VERL_FILE_LOGGER_PATH"
 
@@ -45,6 +46,8 @@ def run(config: DictConfig, metrics: Path) -> float | None:
         ValueError: the configuration is wrong, and nothing was started; or ``objective`` names a data source that the
             validation does not have.
     """
+    if (seed := OmegaConf.select(config, "seed")) is not None:
+        set_seeds(config, seed)
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +75,9 @@ def run(config: DictConfig, metrics: Path) -> float | None:
 def release(seconds: float = 180.0) -> None:
     """Removes the placement groups of a finished run, whose actors end with them, so that another can start.
 
-    Ray ends a run's actors some time after the last handle to its TaskRunner is gone; verl's ``ResourcePoolManager``
-    asks for the devices at once and does not wait.
+    Those of other jobs of the cluster stay; while there are any, it is not known how many devices will be free, and
+    nothing is waited for. Ray ends a run's actors some time after the last handle to its TaskRunner is gone; verl's
+    ``ResourcePoolManager`` asks for the devices at once and does not wait.
 
     Args:
         seconds: to wait for the devices, > 0.
@@ -81,9 +85,16 @@ def release(seconds: float = 180.0) -> None:
     Raises:
         TimeoutError: devices are still taken after ``seconds``.
     """
+    job, shared = ray.get_runtime_context().get_job_id(), False
     for name, group in ray.util.placement_group_table().items():
-        if group["state"] != "REMOVED":
+        if group["state"] == "REMOVED":
+            continue
+        if name.endswith(job):  # a group's identifier ends with that of its job
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+        else:
+            shared = True
+    if shared:
+        return
     total = ray.cluster_resources().get("GPU", 0)
     deadline = time.monotonic() + seconds
     while ray.available_resources().get("GPU", 0) < total:
@@ -93,31 +104,6 @@ def release(seconds: float = 180.0) -> None:
                 "must be free before another run; stop Ray with `ray stop` and start again"
             )
         time.sleep(0.2)
-
-
-def last_score(metrics: Path, sources: Sequence[str] | None = None) -> float | None:
-    """Averages the scores over data sources in the last record of ``metrics`` that has any; None if none has.
-
-    Args:
-        metrics: what verl's file logger wrote.
-        sources: data sources that count; all by default.
-
-    Raises:
-        ValueError: that record lacks one of ``sources``.
-    """
-    found: dict[str, float] = {}
-    for record in read_metrics(metrics):
-        found = scores(record) or found
-    if not found:
-        return None
-    missing = [source for source in sources or () if source not in found]
-    if missing:
-        raise ValueError(
-            f"objective is {list(sources or ())!r}; data sources of the validation are allowed, {sorted(found)}; "
-            f"take out {missing}"
-        )
-    values = [found[source] for source in sources or found]
-    return sum(values) / len(values)
 
 
 @hydra.main(config_path="pkg://verl.trainer.config", config_name="dvpo_trainer", version_base=None)

@@ -23,6 +23,8 @@ def export(
     Example: `verl-dvpo export runs/demo/dvpo --out critics/demo`
     """
     from verl_dvpo.export.run import export as write
+    from verl_dvpo.saved.files import refuse_taken
 
+    refuse_taken(out)
     source = write(run, out, step=step, adapter=adapter, trust_remote_code=trust_remote_code)
     print(f"wrote {out} from {source}")

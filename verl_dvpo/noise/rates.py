@@ -129,8 +129,12 @@ def _beyond(config: Gaussian | HeavyTailed, distance: float) -> float:
     far = distance / config.scale
     if isinstance(config, Gaussian):
         return normal_cdf(-far)
-    from scipy import stats
-
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"noise.family is {config.family!r}; its rates need scipy, which is missing; pip install 'verl-dvpo[bench]'"
+        ) from error
     if config.family == STUDENT_T:
         return float(stats.t(config.tail).sf(far))
     if config.tail == 2.0:

@@ -39,6 +39,10 @@ def log_values(backends: Mapping[str, Any], folder: Path, step: int) -> list[str
         images = _images(folder, step)
         for name in takers:
             {"tensorboard": _to_tensorboard, "wandb": _to_wandb}[name](backends[name], images, step)
+    except ModuleNotFoundError as error:
+        wanted = "pip install 'verl-dvpo[bench]', or set critic.value.dump_every=0"
+        logger.warning("no picture of the critic's values of step %d: %s; %s", step, error, wanted)
+        return []
     except Exception as error:  # a picture, whatever a font or a logger does, is no reason to end a run
         logger.warning("no picture of the critic's values of step %d: %s: %s", step, type(error).__name__, error)
         return []

@@ -3,14 +3,19 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from verl_dvpo import train
 from verl_dvpo.critic.config import family_config
+from verl_dvpo.seeds import SEEDS, set_seeds
 
 CONFIG = Path(__file__).parents[3] / "config"
 TERMS = ("consistency", "cvar", "gain", "shift", "shape", "curvature")
@@ -100,6 +105,49 @@ def test_the_objective_is_the_last_validations_mean(tmp_path):
 def test_a_domain_is_swept_for_its_own_score(task):
     config = OmegaConf.load(CONFIG / "task" / f"{task}.yaml")
     assert config.objective == [task]
+
+
+def test_one_seed_goes_to_everything_that_draws():
+    fields = {field: 0 for field in SEEDS if not field.startswith(("noise", "critic.fsdp"))}
+    config = OmegaConf.create({"noise": None, "trainer": {"seed": 0}})
+    for field, value in fields.items():
+        OmegaConf.update(config, field, value)
+    set_seeds(config, 7)
+    assert {field: OmegaConf.select(config, field) for field in fields} == dict.fromkeys(fields, 7)
+    assert config.noise is None
+    assert "fsdp" not in config.critic
+    assert config.trainer.seed == 0
+
+
+def test_a_sweep_sets_the_seed_of_each_run(tmp_path, monkeypatch):
+    """Stopped before anything starts: what the run is told is what its configuration then holds."""
+    told = []
+
+    def stop(config, **_):
+        told.append((config.data.seed, config.critic.value.head_seed, config.actor_rollout_ref.rollout.seed))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(train, "validate_config", stop)
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("dvpo_trainer", overrides=["platform=cpu", "+sweep=base", "seed=5"])
+    with pytest.raises(ValueError, match="enough"):
+        train.run(config, tmp_path / "metrics.jsonl")
+    assert told == [(5, 5, 5)]
+
+
+def test_jobs_of_slurm_ask_for_what_a_run_takes():
+    assert find_spec("submitit"), "submitit is missing; run `make install`"
+    GlobalHydra.instance().clear()
+    sweep = ["+sweep=risk_weight", "+slurm=gpus", "hydra.launcher.partition=fast", "trainer.n_gpus_per_node=4"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("dvpo_trainer", overrides=sweep, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        launcher = instantiate(config.hydra.launcher)
+    assert type(launcher).__name__ == "SlurmLauncher"
+    given = {name: launcher.params[name] for name in ("partition", "nodes", "gpus_per_node", "timeout_min", "mem_gb")}
+    assert given == {"partition": "fast", "nodes": 1, "gpus_per_node": 4, "timeout_min": 1440, "mem_gb": 512}
+    assert config.hydra.sweeper.params["critic.value.coef.risk"] == "0,0.05,0.1,0.2"
 
 
 def test_every_sweep_that_ships_is_tested_here():

@@ -2,7 +2,6 @@
 """Defines the command ``lab``. Imports of weight are inside the function."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +36,7 @@ def lab(
     path = out / "lab.json"
     if (resume or redraw) and not path.is_file():
         raise ValueError(f"out is {str(out)!r}; --resume and --redraw need its lab.json; run the lab there first")
-    done: dict[str, Any] | None = json.loads(path.read_text()) if resume or redraw else None
+    done = _done(path) if resume or redraw else None
     out.mkdir(parents=True, exist_ok=True)
     if redraw and done is not None:
         result = done
@@ -55,7 +54,25 @@ def lab(
             save=lambda so_far: write_json(path, so_far),
         )
         write_json(path, result)
-    write_text(out / "report.md", markdown(result))
-    for figure in figures(result, out):
+    try:
+        text, drawn = markdown(result), figures(result, out)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}; a lab that is done is allowed; finish it with --resume") from error
+    write_text(out / "report.md", text)
+    for figure in drawn:
         print(figure)
     print(out / "report.md")
+
+
+def _done(path: Path) -> dict[str, Any]:
+    """Reads what an earlier call has measured.
+
+    Raises:
+        ValueError: the file is broken, or another version of the lab wrote it.
+    """
+    from verl_dvpo.saved.files import read_json
+
+    found = read_json(path)
+    if missing := {"meta", "runs"} - found.keys():
+        raise ValueError(f"{path} lacks {sorted(missing)}; a file of this version's lab is allowed; run the lab anew")
+    return found

@@ -2,7 +2,6 @@
 """Derives the runs of a study: their names, folders and configurations."""
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_dvpo.bench.study.config import Algorithm, Noise, Study, Task, arms_of
+from verl_dvpo.saved.files import read_json
+from verl_dvpo.seeds import set_seeds
 
 #: Status of a run that has ended, in its record.
 FINISHED, FAILED = "finished", "failed"
-#: Fields that take the run's seed, verl's and ours; a field that a configuration lacks is skipped.
-SEEDS = (
-    "data.seed",
-    "noise.seed",
-    "actor_rollout_ref.rollout.seed",
-    "actor_rollout_ref.actor.data_loader_seed",
-    "actor_rollout_ref.actor.fsdp_config.seed",
-    "critic.data_loader_seed",
-    "critic.fsdp.seed",
-    "critic.value.head_seed",
-    "critic.value.target_seed",
-)
-
 #: Overrides that a study's own may change: its curves begin before training.
 DEFAULTS = ("trainer.val_before_train=true",)
 
@@ -121,7 +109,7 @@ def plan(study: Study) -> list[Run]:
 
 def read_record(run: Run) -> dict[str, Any] | None:
     """Returns how a run ended; None if it has not."""
-    return json.loads(run.record.read_text()) if run.record.is_file() else None
+    return read_json(run.record) if run.record.is_file() else None
 
 
 def compose(run: Run) -> DictConfig:
@@ -151,9 +139,7 @@ def compose(run: Run) -> DictConfig:
         with hydra.initialize_config_module("verl.trainer.config", version_base=None):
             config = hydra.compose("dvpo_trainer", overrides=[*DEFAULTS, *run.overrides, *ours])
         config.trainer.default_local_dir = str(run.folder / "checkpoints")
-        for field in SEEDS:
-            if OmegaConf.select(config, field.rpartition(".")[0]) is not None and _has(config, field):
-                OmegaConf.update(config, field, run.seed)
+        set_seeds(config, run.seed)
         preflight.check(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"run {run.name}: {error}") from error
@@ -163,9 +149,3 @@ def compose(run: Run) -> DictConfig:
 def resolved(config: DictConfig) -> str:
     """Returns a configuration as YAML, with every interpolation replaced by its value."""
     return OmegaConf.to_yaml(config, resolve=True)
-
-
-def _has(config: DictConfig, field: str) -> bool:
-    parent, _, name = field.rpartition(".")
-    node: Any = OmegaConf.select(config, parent)
-    return name in node

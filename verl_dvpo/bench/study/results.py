@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the results of a study from its folder: which runs have finished, and their metrics as tables."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from verl_dvpo.bench.study.config import Study, parse_study
 from verl_dvpo.bench.study.plan import FINISHED, Run, plan
 from verl_dvpo.bench.study.stopping import Standing, needed, records_of, standings
 from verl_dvpo.records import read_metrics, scores
+from verl_dvpo.saved.files import read_json
 
 RUN_COLUMNS = ["algorithm", "noise", "kind", "rate", "task", "seed"]
 COLUMNS = [*RUN_COLUMNS, "step", "source", "in_domain", "score"]
@@ -100,7 +100,7 @@ def study_in(folder: str | Path) -> Study:
     folder = Path(folder).absolute()
     if not (folder / "study.json").is_file():
         raise ValueError(f"folder is {str(folder)!r}; the folder of a study has a study.json; choose another folder")
-    return parse_study({**json.loads((folder / "study.json").read_text()), "out": str(folder)})
+    return parse_study({**read_json(folder / "study.json"), "out": str(folder)})
 
 
 def _axes(run: Run) -> tuple[Any, ...]:

@@ -67,6 +67,8 @@ def run_study(study: Study, *, train: Train | None = None, stream: IO[str] | Non
     """
     check_frozen(study)
     state = _State(study)
+    if any("platform=cpu" in run.overrides for run in state.runs):
+        os.environ.setdefault("VERL_PLATFORM", "cpu")  # before verl is imported, which then looks for no accelerator
     check_same_head(study)
     configs = {run.name: compose(run) for run in state.first_of_arms()}
     state.out.mkdir(parents=True, exist_ok=True)

@@ -107,6 +107,7 @@ def run_demo(demo: TaskFolder, folder: str | Path, overrides: Sequence[str]) -> 
     environment = {
         **os.environ,
         "VERL_PLATFORM": "cpu",
+        "TQDM_DISABLE": "1",  # a log is no terminal
         "VERL_FILE_LOGGER_PATH": str(paths.metrics),
         "TENSORBOARD_DIR": str(paths.tensorboard),
         # Ray's workers are niced by 15 otherwise, and wait for every other program.
@@ -162,18 +163,22 @@ def show(records: Iterator[dict[str, Any]]) -> None:
     """
     starting = "starting Ray, vLLM, actor and critic"
     progress = tqdm(bar_format="{desc} {elapsed}", desc=starting, disable=None)  # off if stderr is no terminal
+
+    def say(text: str) -> None:
+        print(text, flush=True) if progress.disable else progress.write(text)
+
     if progress.disable:
-        print(starting, flush=True)
+        say(starting)
     heading = "step " + " ".join(f"{name:>9}" for name in COLUMNS)
     for record in records:
         data = record["data"]
         if ACCURACY in data and "timing_s/step" not in data:
-            progress.write(f"validation accuracy before training: {data[ACCURACY]:.3f}\n{heading}")
+            say(f"validation accuracy before training: {data[ACCURACY]:.3f}\n{heading}")
         if "timing_s/step" in data:
             cells = (data.get(metric) for metric in COLUMNS.values())
-            progress.write(f"{record['step']:>4} " + " ".join(" " * 9 if x is None else f"{x:9.3f}" for x in cells))
+            say(f"{record['step']:>4} " + " ".join(" " * 9 if x is None else f"{x:9.3f}" for x in cells))
             if ACCURACY in data:
-                progress.write(f"validation accuracy after step {record['step']}: {data[ACCURACY]:.3f}")
+                say(f"validation accuracy after step {record['step']}: {data[ACCURACY]:.3f}")
         progress.set_description_str(f"step {record['step']}", refresh=True)
     progress.close()
 

@@ -3,8 +3,9 @@
 
 import contextlib
 import os
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,11 +42,22 @@ def _device_module() -> types.SimpleNamespace:
     )
 
 
+def asked_for(arguments: Sequence[str]) -> bool:
+    """Tells whether a process is to run on this platform, before it has composed its configuration.
+
+    Args:
+        arguments: of its command line.
+    """
+    by_name = os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+    return by_name or any(argument.lstrip("+") == "platform=cpu" for argument in arguments)
+
+
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
     """Implements verl's platform interface on plain memory; Ray's resource ``GPU`` is a logical number.
 
-    verl never detects it on its own: a driver on the head node of a GPU cluster has no accelerator either.
+    verl detects it only where it is asked for, by ``VERL_PLATFORM`` or by ``platform=cpu`` on the command line: a
+    driver on the head node of a GPU cluster has no accelerator either.
     """
 
     def __init__(self) -> None:
@@ -62,7 +74,7 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+        return asked_for(sys.argv[1:])
 
     def current_device(self) -> Any:
         return torch.device("cpu")
