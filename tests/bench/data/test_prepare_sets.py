@@ -270,7 +270,7 @@ def test_other_mistakes(tmp_path):
     with pytest.raises(ValueError, match="olr is on no hub"):
         prepare(set_of("olr"), tmp_path, Options())
     made("math500", tmp_path)
-    with pytest.raises(ValueError, match="math500.parquet is there already"):
+    with pytest.raises(ValueError, match=r"math500\.parquet is there already"):
         made("math500", tmp_path)
     with pytest.raises(ValueError, match="FIELD=COLUMN is allowed"):
         data("math500", tmp_path, column=["problem"])

@@ -6,7 +6,6 @@ import json
 import pytest
 
 from verl_dvpo.bench.data.dialogue import ServiceGoal, ServiceUser, asked_slots, booking, goal_and_messages, score
-from verl_dvpo.bench.data.dialogue_loop import ServiceDialogueAgentLoop
 from verl_dvpo.bench.data.schema import SkippedRow
 from verl_dvpo.bench.tasks import dialogue as made_up
 
@@ -96,8 +95,3 @@ def test_the_system_message_names_the_slots():
 def test_rows_that_cannot_be_used(values):
     with pytest.raises(SkippedRow):
         goal_and_messages({"messages": [{"role": "user", "content": "Hi"}], "goal": GOAL.slots, **values}, None)
-
-
-def test_the_agent_loop_finds_the_user_of_the_row():
-    user = ServiceDialogueAgentLoop.find_user(None, "service_dialogue", TRUTH)
-    assert user.reply("ask: day") == "day: Friday"

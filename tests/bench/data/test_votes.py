@@ -62,7 +62,7 @@ def prepared(tmp_path, name="rlvr_noisy"):
     return tmp_path / f"{name}.parquet"
 
 
-#: For the questions n + 2, n = 0..3, whose labels are n + 3: right with 3 of 4; the wrong label with 2 of 4; a tie; none.
+#: For the questions n + 2, n = 0..3, whose labels are n + 3: 3 of 4 for 2; 2 of 4 for 4; a tie of 4 and 9; none.
 ANSWERS = [
     ["\\boxed{2}", "\\boxed{2}", "\\boxed{3}", "\\boxed{2}"],
     ["\\boxed{4}", "no", "\\boxed{3}", "\\boxed{4}"],

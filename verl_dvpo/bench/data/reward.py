@@ -67,8 +67,8 @@ def _judge_elsewhere(grader: str, response: str, truth: str) -> tuple[bool, bool
 def _turns(info: dict[str, Any], source: str) -> list[str]:
     if TURNS not in info:
         raise ValueError(
-            f"extra_info has no {TURNS!r} for data_source {source!r}; it must hold the assistant's turns; give "
-            f"the rows agent_name={dialogue.AGENT}, and use a reward manager that passes the extra fields of agent loops on, as "
-            "verl's `naive` does"
+            f"extra_info has no {TURNS!r} for data_source {source!r}; it must hold the assistant's turns; give the "
+            f"rows agent_name={dialogue.AGENT}, and use a reward manager that passes the extra fields of agent loops "
+            "on, as verl's `naive` does"
         )
     return [str(turn) for turn in info[TURNS]]
