@@ -113,6 +113,7 @@ def test_normalised_texts(left, right, same):
     [
         (r"So \boxed{0.5}.", r"\frac12", (True, True)),
         (r"First \boxed{\frac12}, no: \boxed{3}", r"\frac12", (True, False)),
+        (r"First \boxed{3}, no: \boxed{4}", "4", (True, True)),
         (r"<think>\boxed{3}</think> It is \boxed{4}.", "4", (True, True)),
         (r"<think>\boxed{4}", "4", (False, False)),
         (r"\boxed{27}", "27.0", (True, True)),

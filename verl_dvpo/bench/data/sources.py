@@ -118,4 +118,7 @@ def _read_hub(source: str, subset: str | None, split: str) -> list[Row]:
             f"source is {wanted}; there is no such path here, and the hub did not give it: {reason}; check name and "
             "network, log in for sets on request, or download it and give the path"
         ) from error
+    for name, feature in found.features.items():
+        if isinstance(feature, datasets.Image):  # only whether there is one matters; decoding takes long
+            found = found.cast_column(name, datasets.Image(decode=False))
     return found.to_list()
