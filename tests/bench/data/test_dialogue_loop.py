@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl finds the dialogue's agent loop by the file that is written beside the rows, and the loop finds the row's user."""
+"""verl finds the dialogue's agent loop by the file beside the rows, and the loop finds the user of a row."""
 
 import hydra
 import yaml
