@@ -39,7 +39,7 @@ class DialogueAgentLoop(AgentLoopBase):
         Raises:
             ValueError: if the row's task has no user.
         """
-        user = _user(kwargs["data_source"], kwargs["reward_model"]["ground_truth"])
+        user = self.find_user(kwargs["data_source"], kwargs["reward_model"]["ground_truth"])
         messages = list(kwargs["raw_prompt"])
         tokens = await self.ct_build_initial_tokens(messages)
         mask: list[int] = []
@@ -87,19 +87,27 @@ class DialogueAgentLoop(AgentLoopBase):
             extra_fields={**fields, TURNS: turns, "turn_scores": [], "tool_rewards": []},
         )
 
+    def find_user(self, source: str, truth: str) -> User:
+        """Returns the simulated user of a row.
+
+        Args:
+            source: the row's data source, which names the task.
+            truth: the user's goal.
+
+        Raises:
+            ValueError: the task has no user.
+        """
+        task = task_of(source)
+        if task.user is None:
+            raise ValueError(
+                f"data_source is {source!r}; a dialogue needs a task with a simulated user; set agent_name={task.agent}"
+            )
+        return task.user(truth)
+
     async def _decode(self, tokens: list[int]) -> str:
         return await asyncio.get_running_loop().run_in_executor(
             None, lambda: self._text.decode(tokens, skip_special_tokens=True)
         )
-
-
-def _user(source: str, truth: str) -> User:
-    task = task_of(source)
-    if task.user is None:
-        raise ValueError(
-            f"data_source is {source!r}; a dialogue needs a task with a simulated user; set agent_name={task.agent}"
-        )
-    return task.user(truth)
 
 
 def _has_ended(tokens: list[int], end: int) -> bool:
