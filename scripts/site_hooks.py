@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What mkdocs calls while it builds the site: adds pages made from the code, and makes links hold."""
 
+import re
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -9,6 +10,9 @@ from mkdocs.structure.pages import Page
 from site_pages import DOCS, algorithms, commands, configuration, gallery, links, metrics, navigation
 from site_pages.drawings import as_tables
 from site_pages.equations import with_mathml
+
+#: Above a block of commands that no test executes; a comment on GitHub, and a line on the site.
+MARKER = re.compile(r"^<!-- (needs a GPU|needs the network|takes long|changes this machine) -->$", re.MULTILINE)
 
 
 def generated() -> dict[str, str]:
@@ -43,7 +47,7 @@ def on_page_markdown(text: str, *, page: Page, config: MkDocsConfig, **_: Any) -
     if path not in config["generated"]:
         text = links.rewrite(text, source=f"docs/{path}", page=path)
         text = algorithms.completed(text, path)
-    return as_tables(text)
+    return as_tables(MARKER.sub(r"*\1:*", text))
 
 
 def on_page_content(html: str, **_: Any) -> str:

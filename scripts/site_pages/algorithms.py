@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pymdownx.slugs import slugify
+
 from site_pages import CONFIG, DOCS
 from site_pages.configuration import fields_of, heading_of, section
 from site_pages.links import outside_fences

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
+
 from site_pages import CONFIG, declared
 
 #: Groups in the order of the page, with what each is for. Groups that are not named follow by name.
@@ -85,7 +86,10 @@ def type_of(group: str, file: str, path: str) -> str:
 
 def page() -> str:
     """Returns the page of Markdown."""
-    groups = [*GROUPS, *sorted(folder.name for folder in CONFIG.iterdir() if _is_group(folder) and folder.name not in GROUPS)]
+    groups = [
+        *GROUPS,
+        *sorted(folder.name for folder in CONFIG.iterdir() if _is_group(folder) and folder.name not in GROUPS),
+    ]
     parts = [
         "# Configuration",
         "Made from `config/` and the classes that check it. Fields are YAML, or overrides on the command line "
@@ -119,7 +123,8 @@ def cell(text: str) -> str:
 
 def _row(group: str, file: str, field: Field) -> str:
     value = "" if field.value is None else f"`{cell(field.value)}`"
-    return f"| `{field.path}` | {value} | {cell(type_of(group, file, field.path))} | {cell(field.comment)} |"
+    allowed = "" if field.value is None else cell(type_of(group, file, field.path))
+    return f"| `{field.path}` | {value} | {allowed} | {cell(field.comment)} |"
 
 
 def _is_group(folder: Path) -> bool:

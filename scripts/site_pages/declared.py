@@ -78,16 +78,18 @@ def type_of(cls: str, names: list[str]) -> str:
     declared, _ = fields_of_class(cls).get(name, ("", None))
     if not rest:
         return declared
-    inner = declared if declared in classes() else INSIDE.get((cls, name), "")
+    inner = INSIDE.get((cls, name)) or INSIDE.get(("", name), "")
     return type_of(inner, rest) if inner in classes() else inner
 
 
-#: What the parts of a field that is declared as a mapping are.
+#: What the parts of a field with parts are: its class, or their type; "" stands for any class.
 INSIDE = {
     ("QuantileEnsembleConfig", "coef"): "float or auto",
     ("QuantileEnsembleConfig", "auto"): "AutoConfig",
     ("ScalarEnsembleConfig", "coef"): "float",
     ("ValueFlowConfig", "coef"): "float",
+    ("", "where"): "Where",
+    ("", "correction"): "Correction",
 }
 
 
@@ -117,8 +119,11 @@ def _allowed(annotation: ast.expr) -> str:
     text = ast.unparse(annotation).strip("'\"")
     for name in ("ClassVar", "Literal"):
         text = text.replace(f"{name}[", "").replace("]", "") if text.startswith(name) else text
-    return text.replace("None", "null").replace(" | ", " or ").replace("Literal['auto']", "'auto'").replace(
-        "Literal['length']", "'length'"
+    return (
+        text.replace("None", "null")
+        .replace(" | ", " or ")
+        .replace("Literal['auto']", "'auto'")
+        .replace("Literal['length']", "'length'")
     )
 
 

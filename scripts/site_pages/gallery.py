@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+
 from site_pages import DOCS, ROOT
 
 LIST = Path(__file__).parent / "gallery.yaml"
@@ -51,7 +52,11 @@ def page() -> str:
         "numbers do not show.",
     ]
     for entry in entries():
-        commit = f"Commit: `{commit}`." if (commit := commit_of(files_of(entry))) else "Commit: see the history of the files."
+        commit = (
+            f"Commit: `{commit}`."
+            if (commit := commit_of(files_of(entry)))
+            else "Commit: see the history of the files."
+        )
         files = [file for file in files_of(entry) if file.suffix != ".png"]
         parts += [f"## {entry['title']}", entry["says"].strip()]
         parts.append(f"```\n{entry['command'].strip()}\n```")

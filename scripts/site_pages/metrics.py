@@ -83,7 +83,9 @@ def page() -> str:
 
 def _table(rows: dict[str, tuple[str, str, str]]) -> str:
     lines = ["| metric | unit or range | meaning | logged in |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{name}` | {cell(unit)} | {cell(text)} | {_where(place)} |" for name, (unit, text, place) in rows.items()]
+    lines += [
+        f"| `{name}` | {cell(unit)} | {cell(text)} | {_where(place)} |" for name, (unit, text, place) in rows.items()
+    ]
     return "\n".join(lines)
 
 
