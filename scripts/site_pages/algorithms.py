@@ -53,7 +53,10 @@ def settings(name: str) -> str:
     own = section("algorithm", file).partition("\n\n")[2] if fields_of(text) else heading_of(text)
     starts = [line.strip()[2:] for line in text.splitlines() if line.strip().startswith("- ") and "_self_" not in line]
     listed = ", ".join(f"`{start}`" for start in starts)
-    return f"`config/algorithm/{name}.yaml` starts from {listed}. {own}\n\nAll fields: [configuration](../reference/configuration.md)."
+    return (
+        f"`config/algorithm/{name}.yaml` starts from {listed}. {own}\n\n"
+        "All fields: [configuration](../reference/configuration.md)."
+    )
 
 
 def measured(name: str) -> str:

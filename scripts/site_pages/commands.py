@@ -21,8 +21,8 @@ def page() -> str:
     """Returns the page of Markdown."""
     parts = [
         "# Commands",
-        "`verl-dvpo COMMAND --help` says the same in a terminal. A mistake in what is given ends in one line and status 2; "
-        "`verl-dvpo --debug COMMAND` shows its traceback. Any installed package may add commands "
+        "`verl-dvpo COMMAND --help` says the same in a terminal. A mistake in what is given ends in one line and "
+        "status 2; `verl-dvpo --debug COMMAND` shows its traceback. Any installed package may add commands "
         "(entry-point group `verl_dvpo.commands`).",
     ]
     for name, command in sorted(all_commands()):

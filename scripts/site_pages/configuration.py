@@ -13,7 +13,7 @@ from site_pages import CONFIG, declared
 
 #: Groups in the order of the page, with what each is for. Groups that are not named follow by name.
 GROUPS = {
-    "algorithm": "`algorithm=NAME` chooses critic, estimator and the actor's loss. `_with_critic` holds what they share.",
+    "algorithm": "`algorithm=NAME` chooses critic, estimator and the actor's loss. `_with_critic`: what they share.",
     "critic_family": "The critic of an algorithm; fields are `critic.*`. Each file starts from `_base`.",
     "trainer_mode": "`trainer_mode=NAME`: how steps follow each other.",
     "noise": "`noise=NAME` corrupts the reward; fields are `noise.*`, and each file starts from `_base`.",
@@ -93,9 +93,10 @@ def page() -> str:
     parts = [
         "# Configuration",
         "Made from `config/` and the classes that check it. Fields are YAML, or overrides on the command line "
-        "(`critic.value.num_heads=5`); all that [verl](https://github.com/verl-project/verl) has can be set beside them. "
-        "An unknown field or a value outside its bounds is refused before Ray starts, with the field and what is allowed. "
-        "`???` has to be given; `${...}` follows another field.",
+        "(`critic.value.num_heads=5`); all that [verl](https://github.com/verl-project/verl) has can be set beside "
+        "them. "
+        "An unknown field or a value outside its bounds is refused before Ray starts, with the field and what is "
+        "allowed. `???` has to be given; `${...}` follows another field.",
     ]
     for group in groups:
         files = sorted((CONFIG / group).glob("*.yaml"))

@@ -47,9 +47,9 @@ def page() -> str:
     """Returns the page of Markdown."""
     parts = [
         "# Gallery of results",
-        "What this repository's figures and numbers are, which command makes each, and the commit that last wrote its files. "
-        "A study's own folder also records versions, seeds and the commit of each run. The pages that are linked say what the "
-        "numbers do not show.",
+        "What this repository's figures and numbers are, which command makes each, and the commit that last wrote its "
+        "files. A study's own folder also records versions, seeds and the commit of each run. The pages that are "
+        "linked say what the numbers do not show.",
     ]
     for entry in entries():
         commit = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each metric means, for the glossary; ``tests/documents/test_metrics.py`` holds it against the code and a real update.
+"""What each metric means, for the glossary; ``tests/documents/test_metrics.py`` holds it against a real update.
 
 ``*`` stands for a name that the code fills in. Units are those of the reward, if "reward".
 """
@@ -12,11 +12,13 @@ OURS: dict[str, tuple[str, str]] = {
     ),
     "critic/loss/*": (
         "",
-        "One term of the family's loss, without its coefficient, averaged as the loss is; [method](../method.md), sections 2, 4 and 7.",
+        "One term of the family's loss, without its coefficient, averaged as the loss is; see "
+        "[method](../method.md), sections 2, 4 and 7.",
     ),
     "critic/multiplier/*": (
         "",
-        "Multiplier of a constraint in this update, from the violation's mean over all ranks; [method](../method.md), section 4.",
+        "Multiplier of a constraint in this update, from the violation's mean over all ranks; see "
+        "[method](../method.md), section 4.",
     ),
     "critic/share/*": (
         "share in [0, 1]",
@@ -67,7 +69,8 @@ OURS: dict[str, tuple[str, str]] = {
     ),
     "critic/auto/crps_*": (
         "reward",
-        "CRPS of a number of levels on returns that the critic has not learned from; [method](../method.md), section 7c.",
+        "CRPS of a number of levels on returns that the critic has not learned from; see "
+        "[method](../method.md), section 7c.",
     ),
     "critic/auto/error_*": ("reward²", "Squared error of the mean of a number of levels, likewise."),
     "critic/auto/risk_crps_*": ("reward", "CRPS with a risk weight, likewise."),

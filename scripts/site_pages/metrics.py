@@ -31,7 +31,7 @@ BY_PARTS = {
 
 @cache
 def logged() -> dict[str, str]:
-    """Returns each name with a slash that the code uses as a key, and where: ``file:line``; ``*`` for what it fills in."""
+    """Returns each name with a slash that the code uses as a key, and its place; ``*`` for what it fills in."""
     found: dict[str, str] = {}
     for file in sorted((ROOT / "verl_dvpo").rglob("*.py")):
         place = file.relative_to(ROOT)
@@ -69,10 +69,10 @@ def page() -> str:
     """Returns the page of Markdown."""
     parts = [
         "# Metrics",
-        "Names and places come from the code, what they mean from `scripts/site_pages/meanings.py`; a test holds them against "
-        "an update of the real worker. Means are over the valid tokens of a step on all ranks unless a line says otherwise. "
-        "`*` stands for a name that the code fills in. `metrics.jsonl` of a run has them all; `verl-dvpo doctor RUN` judges "
-        "them.",
+        "Names and places come from the code, what they mean from `scripts/site_pages/meanings.py`; a test compares both "
+        "with an update of the real worker. Means are over the valid tokens of a step on all ranks unless a line says "
+        "otherwise. `*` stands for a name that the code fills in. `metrics.jsonl` of a run has them all; "
+        "`verl-dvpo doctor RUN` judges them.",
         "## Of this package",
         _table({name: (unit, text, place_of(name)) for name, (unit, text) in OURS.items()}),
         "## Of verl, with this package",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command in the documents is one that exists: its options, files, targets and overrides; and a test executes such a one.
+"""Every command in the documents exists, with its options, files and overrides, and a test executes such a one.
 
 A block that no test can execute has a comment above it, ``<!-- needs a GPU -->`` and the like (``shell.MARKERS``).
 """
@@ -179,7 +179,7 @@ def test_programs_files_and_targets_exist(command):
     program, words = command.program, [word for word in command.words[1:] if word != "..."]
     if program == "make":
         targets = re.findall(r"^([a-z]\w*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-        assert [word for word in words if "=" not in word][0] in targets, command.place
+        assert next(word for word in words if "=" not in word) in targets, command.place
     elif program == "python" and words[0] == "-m":
         check_module(command, words[1], words[2:])
     elif program == "python" and words[0].endswith(".py"):

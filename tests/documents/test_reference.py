@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of the configuration has every field, with the default that Hydra reads and the type that is checked."""
+"""The configuration reference has every field, with the default that Hydra reads and the type that is checked."""
 
 import dataclasses
 import re

@@ -59,8 +59,8 @@ def test_there_are_messages_to_look_for():
 def test_the_code_says_it(heading):
     pattern = re.compile(".*".join(re.escape(piece.strip()) for piece in heading.split("…")), re.DOTALL)
     assert any(pattern.search(message) for message in messages()), (
-        f"no message of verl_dvpo contains {heading!r}; docs/troubleshooting.md has to follow the code: write what it says "
-        "now, with … for what is filled in, or take the entry out"
+        f"no message of verl_dvpo contains {heading!r}; docs/troubleshooting.md has to follow the code: write what "
+        "it says now, with … for what is filled in, or take the entry out"
     )
 
 
