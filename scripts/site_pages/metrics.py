@@ -69,9 +69,9 @@ def page() -> str:
     """Returns the page of Markdown."""
     parts = [
         "# Metrics",
-        "Names and places come from the code, what they mean from `scripts/site_pages/meanings.py`; a test "
-        "compares both with an update of the real worker. Means are over the valid tokens of a step on all ranks unless a "
-        "line says otherwise. `*` stands for a name that the code fills in. `metrics.jsonl` of a run has them all; "
+        "Names and places come from the code, what they mean from `scripts/site_pages/meanings.py`; a test compares "
+        "both with an update of the real worker. Means are over the valid tokens of a step on all ranks unless a line "
+        "says otherwise. `*` stands for a name that the code fills in. `metrics.jsonl` of a run has them all; "
         "`verl-dvpo doctor RUN` judges them.",
         "## Of this package",
         _table({name: (unit, text, place_of(name)) for name, (unit, text) in OURS.items()}),

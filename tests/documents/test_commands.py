@@ -30,14 +30,14 @@ MODULES = ("verl.trainer.main_ppo", "verl_dvpo.train")
 
 
 @cache
-def tests() -> dict[str, str]:
+def sources() -> dict[str, str]:
     """Every test's text; a command in this folder proves nothing."""
     files = [file for file in (ROOT / "tests").rglob("*.py") if "documents" not in file.parts]
     return {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
 
 
-def testing(pattern: str) -> list[str]:
-    return [name for name, text in tests().items() if re.search(pattern, text)]
+def mentions(pattern: str) -> list[str]:
+    return [name for name, text in sources().items() if re.search(pattern, text)]
 
 
 @cache
@@ -110,7 +110,7 @@ def test_a_test_executes_each_of_our_commands():
         module, _, attribute = points[first].value.split(" ")[0].partition(":")
         called = rf'\[\s*"{first}"|"{first}"\]|cli", "{first}"'
         imported = rf"from {re.escape(module)} import [^\n]*\b{attribute}\b|import {re.escape(module)}\b"
-        assert command.marker or testing(f"{called}|{imported}"), (
+        assert command.marker or mentions(f"{called}|{imported}"), (
             f"{command.place}: no test executes {first}; add one, {HINT}"
         )
 
@@ -187,7 +187,7 @@ def test_programs_files_and_targets_exist(command):
     elif program == "bash" or command.words[0].startswith("scripts/"):
         script = words[0] if program == "bash" else command.words[0]
         assert (ROOT / script).is_file(), f"{command.place}: there is no {script}"
-        assert command.marker or testing(re.escape(Path(script).name)) or testing(Path(script).stem), command.place
+        assert command.marker or mentions(re.escape(Path(script).name)) or mentions(Path(script).stem), command.place
     else:
         executed = program in UTILITIES or program == "verl-dvpo"
         assert executed or command.marker, f"{command.place}: no test executes {program}; {HINT}"
@@ -200,7 +200,7 @@ def check_module(command: Command, module: str, words: list[str]) -> None:
     elif module.startswith("verl_dvpo"):
         assert importlib.util.find_spec(module) is not None, f"{command.place}: there is no module {module}"
         called = rf'"{re.escape(module)}"|(from|import) {re.escape(module)}\b'
-        assert command.marker or testing(called), f"{command.place}: no test executes {module}; {HINT}"
+        assert command.marker or mentions(called), f"{command.place}: no test executes {module}; {HINT}"
     else:
         assert command.marker, f"{command.place}: no test executes python -m {module}; {HINT}"
 
@@ -212,7 +212,7 @@ def check_script(command: Command, script: str, words: list[str]) -> None:
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     absent = [option for option in options if f'"{option}"' not in text]
     assert not absent, f"{command.place}: {script} has no option {', '.join(absent)}"
-    tested = testing(rf"\b{Path(script).stem}\b")
+    tested = mentions(rf"\b{Path(script).stem}\b")
     assert command.marker or tested, f"{command.place}: no test executes {script}; {HINT}"
 
 
