@@ -131,7 +131,7 @@ def _allowed(annotation: ast.expr) -> str:
 def aliases() -> dict[str, ast.expr]:
     """Returns the named types of ``verl_dvpo/noise/base.py``."""
     body = trees()["verl_dvpo/noise/base.py"].body
-    return {node.targets[0].id: node.value for node in body if isinstance(node, ast.Assign)}  # type: ignore[attr-defined]
+    return {node.targets[0].id: node.value for node in body if isinstance(node, ast.Assign)}
 
 
 def _description(node: ast.expr) -> str | None:

@@ -154,7 +154,10 @@ def test_measured_rows_are_those_of_the_documents():
 
 
 def test_links_of_github_become_links_of_the_site():
-    text = "[a](../README.md) [b](method.md#x) [c](../examples/own_family) [d](https://x.org/a)\n```\n[e](../README.md)\n```\n"
+    text = (
+        "[a](../README.md) [b](method.md#x) [c](../examples/own_family) [d](https://x.org/a)\n"
+        "```\n[e](../README.md)\n```\n"
+    )
     expected = (
         "[a](../index.md) [b](../method.md#x) [c](../files/examples/own_family/README.md) [d](https://x.org/a)\n"
         "```\n[e](../README.md)\n```\n"
