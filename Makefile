@@ -1,13 +1,14 @@
 # make train   trains a small model with DVPO on this machine's CPU
 # make test    runs all checks and tests
-# Both install what they need into .venv first.
+# make docs    builds the documentation site into runs/site
+# All install what they need into .venv first.
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
 ALGORITHM ?= dvpo
 ARGS ?=
 
-.PHONY: install train test lint unit e2e clean
+.PHONY: install train test lint unit e2e docs clean
 
 install:
 	@VENV=$(VENV) bash scripts/install.sh
@@ -15,7 +16,7 @@ install:
 train: install
 	$(PY) -m verl_dvpo.cli demo --out runs/demo/$(ALGORITHM) algorithm=$(ALGORITHM) $(ARGS)
 
-test: lint unit e2e
+test: lint docs unit e2e
 
 lint: install
 	$(PY) -m ruff check .
@@ -28,6 +29,10 @@ unit: install
 
 e2e: install
 	RAY_worker_niceness=0 OMP_NUM_THREADS=2 $(PY) -m pytest -m e2e $(ARGS)
+
+# A warning is an error. Material's notice that mkdocs 2 will need another theme is no warning of this site.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf runs outputs multirun

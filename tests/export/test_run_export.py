@@ -15,6 +15,7 @@ from critic import harness
 from export.reading import ids, states, worker_values
 
 from verl_dvpo import ValueModel
+from verl_dvpo.cli import main
 from verl_dvpo.critic.config import DistributionalFSDPCriticConfig
 from verl_dvpo.export.run import export
 
@@ -97,7 +98,7 @@ def test_exported_critic_has_the_runs_values_and_goes_back_in(family, model, tmp
 
 def test_it_loads_in_a_process_where_importing_verl_fails(model, tmp_path):
     worker, _ = trained(model, tmp_path / "run")
-    export(tmp_path / "run", tmp_path / "out")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_VERL, str(tmp_path / "out")],
