@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
 
 from verl_dvpo.critic.head_call import HeadCall
 from verl_dvpo.families.base import ValueFamily
@@ -114,15 +115,9 @@ class BackboneWithHead(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def forward(self, **inputs: object) -> "TokenOutput":
-        return TokenOutput(self.score(self.model(**inputs).last_hidden_state))
-
-
-class TokenOutput:
-    """The part of a token classifier's output that the engine reads: ``logits`` (B, S, D)."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def forward(self, **inputs: object) -> TokenClassifierOutput:
+        """Returns what a token classifier does; FSDP2 looks for tensors in it, to gather weights again before them."""
+        return TokenClassifierOutput(logits=self.score(self.model(**inputs).last_hidden_state))
 
 
 def backbone_kind(config: PreTrainedConfig) -> str:
