@@ -10,12 +10,22 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModel
 from verl.workers.utils.padding import response_from_nested
 
 from critic import harness, images, models, plain
+from verl_dvpo.critic.head import BackboneWithHead
 
 TEXT = [name for name in models.MODELS if "_vl" not in name]
+
+
+def test_fsdp2_can_find_what_a_head_on_a_bare_backbone_returns(tmp_path: Path):
+    """It looks for tensors with pytree; where it finds none, weights are not gathered again for the way back."""
+    backbone = AutoModel.from_pretrained(models.save(tmp_path / "gemma3", "gemma3"))
+    output = BackboneWithHead(backbone)(input_ids=torch.tensor([[3, 4]]), use_cache=False)
+    (found,) = tree_leaves(output)
+    assert found is output.logits
 
 
 class Originals:
