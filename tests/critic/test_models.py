@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 from verl.workers.utils.padding import response_from_nested
 
 from critic import harness, images, models, plain
-from verl_dvpo.critic.head import BackboneWithHead
+from verl_dvpo.critic.head import BackboneWithHead, load_backbone
 
 TEXT = [name for name in models.MODELS if "_vl" not in name]
 
@@ -26,6 +28,19 @@ def test_fsdp2_can_find_what_a_head_on_a_bare_backbone_returns(tmp_path: Path):
     output = BackboneWithHead(backbone)(input_ids=torch.tensor([[3, 4]]), use_cache=False)
     (found,) = tree_leaves(output)
     assert found is output.logits
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path: Path):
+    """Else transformers would make them up, and say so in a warning."""
+    for name in ("llama", "gemma3"):
+        folder = Path(models.save(tmp_path / name, name))
+        tensors = load_file(folder / "model.safetensors")
+        lost = next(key for key in tensors if key.endswith("layers.1.mlp.up_proj.weight"))
+        del tensors[lost]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = AutoConfig.from_pretrained(folder)
+        with pytest.raises(ValueError, match=r"lack 1 of the backbone's weights, the first .*1\.mlp\.up_proj"):
+            load_backbone(str(folder), config, dtype=torch.float32, trust_remote_code=False)
 
 
 class Originals:
@@ -52,9 +67,10 @@ class Originals:
 
 
 def plain_backbone(path: str) -> Any:
-    """Attention and experts by transformers' slowest and plainest code."""
+    """The inner part of the model that was saved; attention and experts by transformers' slowest and plainest code."""
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    return AutoModel.from_pretrained(path, dtype=torch.float64, **eager)
+    (name,) = AutoConfig.from_pretrained(path).architectures
+    return getattr(transformers, name).from_pretrained(path, dtype=torch.float64, **eager).base_model
 
 
 def check_two_updates(
@@ -115,7 +131,7 @@ def test_two_updates_padded_with_a_window(name, tmp_path: Path):
 def originals(request: pytest.FixtureRequest) -> Iterator[Originals]:
     """Puts verl's replacements out of the way of the tests after this one."""
     name = request.param
-    getattr(__import__("transformers"), models.MODELS[name][1])
+    getattr(transformers, models.MODELS[name][1])
     kept = Originals(name)
     yield kept
     kept.put(kept.kept)
