@@ -11,7 +11,7 @@ from transformers.integrations import flash_attention
 from transformers.masking_utils import flash_attention_mask
 from verl.models.transformers import monkey_patch
 
-NAME = "stand_in_for_flash"
+NAME = "packed_sequences_in_torch"
 
 
 def install() -> None:

@@ -180,6 +180,11 @@ def fill(results: Results, cells: list[Cell]) -> None:
             write(results)
 
 
+def load() -> Results:
+    """What was found so far: name of a cell -> its entry."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def write(results: Results) -> None:
     RESULTS.write_text(json.dumps({name: results[name] for name in CELLS if name in results}, indent=1) + "\n")
 
@@ -206,7 +211,8 @@ def drawn(results: Results) -> str:
     passed = [each["distance"] for each in results.values() if each["verdict"] == "passed"]
     worst = f" The largest difference of a cell that passed is {max(passed):.1e}." if passed else ""
     commits = sorted({each["commit"] for each in results.values()})
-    lines += ["", f"{len(passed)} of {len(CELLS)} cells passed.{worst} Commits: {', '.join(commits)}.", ""]
+    named = f" Commits: {', '.join(commits)}." if commits else ""
+    lines += ["", f"{len(passed)} of {len(CELLS)} cells passed.{worst}{named}", ""]
     lines += [f"[{number}] {NOTES[name]}" for name, number in notes.items()]
     lines += [
         f"- {name}: {each.get('said', each.get('distance'))}"
@@ -233,7 +239,7 @@ def main() -> None:
     parser.add_argument("--again", nargs="*", help="beginnings of names; all cells where none is given")
     parser.add_argument("--draw", action="store_true", help="try nothing")
     options = parser.parse_args()
-    results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = load()
     if not options.draw:
         again = None if options.again is None else tuple(options.again or [""])
         cells = [c for c in CELLS.values() if c.name not in results or (again and c.name.startswith(again))]
