@@ -213,7 +213,7 @@ def drawn(results: Results) -> str:
     commits = sorted({each["commit"] for each in results.values()})
     named = f" Commits: {', '.join(commits)}." if commits else ""
     lines += ["", f"{len(passed)} of {len(CELLS)} cells passed.{worst}{named}", ""]
-    lines += [f"[{number}] {NOTES[name]}" for name, number in notes.items()]
+    lines += [f"- [{number}] {NOTES[name]}" for name, number in notes.items()]
     lines += [
         f"- {name}: {each.get('said', each.get('distance'))}"
         for name, each in results.items()
