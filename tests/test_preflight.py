@@ -12,7 +12,9 @@ import pandas
 import pytest
 from omegaconf import open_dict
 from test_configs import compose_config
-from transformers import T5Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, T5Config
 
 from verl_dvpo import preflight
 from verl_dvpo.bench.tasks.model import build_model
@@ -289,3 +291,30 @@ def test_an_exported_critic_of_other_sizes_is_refused_before_ray(files, tmp_path
         check(files, *run, "critic.value.num_quantiles=8")
     check(files, *run, "critic.value.num_quantiles=7")
     check(files, *run, "critic.value.num_quantiles=8", "critic.value.head_from=seed")
+
+
+def model_folder(folder: Path, tokens: str, vocab_size: int = 64, **config) -> Path:
+    """A Llama with a tokenizer of single letters."""
+    LlamaConfig(vocab_size=vocab_size, **config).save_pretrained(folder)
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    Tokenizer(WordLevel(vocabulary, unk_token=tokens[0])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_critic_that_reads_other_tokens_is_refused_before_ray(files, tmp_path):
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    shutil.copytree(compose_config("dvpo_trainer", *files).actor_rollout_ref.model.path, policy, dirs_exist_ok=True)
+    build_tokenizer().save_pretrained(policy)
+    run = ["algorithm=dvpo", f"actor_rollout_ref.model.path={policy}"]
+    other = model_folder(tmp_path / "llama", "abc")
+    with pytest.raises(ValueError, match=r"critic\.model\.path is .*llama.*'llama'.*'qwen3'.*token 0.*'a'"):
+        check(files, *run, f"critic.model.path={other}")
+    same = model_folder(tmp_path / "same_tokens", "abc", vocab_size=50)
+    build_tokenizer().save_pretrained(same)
+    with pytest.raises(ValueError, match=r"'llama'.*ids up to \d+, the critic has embeddings for 50"):
+        check(files, *run, f"critic.model.path={same}")
+    build = model_folder(tmp_path / "wide", "abc", vocab_size=500)
+    build_tokenizer().save_pretrained(build)
+    check(files, *run, f"critic.model.path={build}")  # another family that reads the same tokens
+    check(files, *run, f"critic.model.path={policy}")

@@ -21,6 +21,7 @@ from verl_dvpo.noise.config import PREFIX as NOISE
 from verl_dvpo.noise.config import check_config as check_noise
 from verl_dvpo.noise.config import noise_config
 from verl_dvpo.saved import checkpoints
+from verl_dvpo.saved.vocabulary import first_difference, highest_id
 
 TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
 CRITIC_PACKAGE = "verl_dvpo."
@@ -127,8 +128,34 @@ def _check_critic(config: DictConfig) -> None:
             check_export(path, settings, num_outputs)
 
     _check_model(path, "critic.model.path", judge)
+    _check_tokens(config.actor_rollout_ref.model, path)
     if (folder := _resumes_from(config)) is not None:
         check_checkpoint(folder / "critic", settings, num_outputs)
+
+
+def _check_tokens(policy: DictConfig, path: str) -> None:
+    """Refuses a critic to which the policy's ids are other tokens, or none; models on a hub are not looked at."""
+    critic_folder, policy_folder = Path(path).expanduser(), Path(policy.path).expanduser()
+    tokenizer = Path(policy.get("tokenizer_path") or policy.path).expanduser()
+    if critic_folder == policy_folder or not (critic_folder.is_dir() and policy_folder.is_dir()):
+        return
+    from transformers import AutoConfig
+
+    critic_model, policy_model = (AutoConfig.from_pretrained(folder) for folder in (critic_folder, policy_folder))
+    kinds = f"a {critic_model.model_type!r}, and actor_rollout_ref.model.path is {policy.path!r}, a "
+    kinds += f"{policy_model.model_type!r}"
+    remedy = "a model with the policy's tokenizer is allowed; choose one of its family"
+    if (found := first_difference(tokenizer, critic_folder)) is not None:
+        raise ValueError(
+            f"critic.model.path is {path!r}, {kinds}; to the policy's tokenizer token {found.id} is {found.first!r}, "
+            f"to the critic's {found.second!r}; {remedy}"
+        )
+    room, wanted = (model.get_text_config().vocab_size for model in (critic_model, policy_model))
+    if room < wanted and (highest := highest_id(tokenizer)) is not None and highest >= room:
+        raise ValueError(
+            f"critic.model.path is {path!r}, {kinds}; the policy's tokenizer has ids up to {highest}, the critic has "
+            f"embeddings for {room}; {remedy}"
+        )
 
 
 def _resumes_from(config: DictConfig) -> Path | None:

@@ -75,8 +75,12 @@ def make_worker(
     model_config = ValueModelConfig(
         path=model,
         load_tokenizer=False,
-        override_config={"attn_implementation": "sdpa"},
-        **{"use_remove_padding": True, "enable_gradient_checkpointing": False, **model_settings},
+        **{
+            "override_config": {"attn_implementation": "sdpa"},
+            "use_remove_padding": True,
+            "enable_gradient_checkpointing": False,
+            **model_settings,
+        },
     )
     engine_config = FSDPEngineConfig(
         strategy=strategy,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
 
 from verl_dvpo.critic.head_call import HeadCall
 from verl_dvpo.families.base import ValueFamily
@@ -114,15 +116,9 @@ class BackboneWithHead(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def forward(self, **inputs: object) -> "TokenOutput":
-        return TokenOutput(self.score(self.model(**inputs).last_hidden_state))
-
-
-class TokenOutput:
-    """The part of a token classifier's output that the engine reads: ``logits`` (B, S, D)."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def forward(self, **inputs: object) -> TokenClassifierOutput:
+        """Returns what a token classifier does; FSDP2 looks for tensors in it, to gather weights again before them."""
+        return TokenClassifierOutput(logits=self.score(self.model(**inputs).last_hidden_state))
 
 
 def backbone_kind(config: PreTrainedConfig) -> str:
@@ -169,7 +165,8 @@ def load_backbone(
         The model, and the head that it brought where that has one output.
 
     Raises:
-        ValueError: weights have other shapes than ``config`` says, or the model's own head has several outputs.
+        ValueError: weights are missing or have other shapes than ``config`` says, or the model's own head has several
+            outputs.
     """
     exported = getattr(config, CONFIG_KEY, None)
     config.num_labels = exported["num_outputs"] if exported else 1
@@ -177,10 +174,11 @@ def load_backbone(
         setattr(config, dropout, 0.0)
     common: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": trust_remote_code}
     if backbone_kind(config) != "token_classification":
-        return BackboneWithHead(AutoModel.from_pretrained(path, **common)), None
+        return BackboneWithHead(_bare_backbone(path, common)), None
     module, report = AutoModelForTokenClassification.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **common
     )
+    _refuse_missing(path, module, {name for name in report["missing_keys"] if name.split(".")[0] not in HEAD_NAMES})
     if report["mismatched_keys"]:
         name, saved, wanted = sorted(report["mismatched_keys"])[0]
         raise ValueError(
@@ -188,6 +186,32 @@ def load_backbone(
             "several outputs is no critic's; take the backbone without it"
         )
     return module, None if exported else _scalar_head(module, report["missing_keys"])
+
+
+def _bare_backbone(path: str, common: dict[str, Any]) -> PreTrainedModel:
+    """Loads a model without its head.
+
+    transformers renames weights of older files for the whole model only, so where the bare one does not find all of
+    its own, the model that the files name is loaded, and its inner model taken.
+    """
+    backbone, report = AutoModel.from_pretrained(path, output_loading_info=True, **common)
+    named = getattr(transformers, next(iter(common["config"].architectures or []), ""), None)
+    if report["missing_keys"] and named is not None and not isinstance(backbone, named):
+        whole, report = named.from_pretrained(path, output_loading_info=True, **common)
+        if isinstance(whole.base_model, type(backbone)):
+            backbone, prefix = whole.base_model, f"{whole.base_model_prefix}."
+            report["missing_keys"] = {name for name in report["missing_keys"] if name.startswith(prefix)}
+    _refuse_missing(path, backbone, report["missing_keys"])
+    return backbone
+
+
+def _refuse_missing(path: str, module: nn.Module, missing: Collection[str]) -> None:
+    """Raises ValueError where weights of the backbone were made up; a module without storage is left alone."""
+    if missing and not any(parameter.is_meta for parameter in module.parameters()):
+        raise ValueError(
+            f"critic.model.path is {path!r}, whose files lack {len(missing)} of the backbone's weights, the first "
+            f"{min(missing)}; a whole model is allowed; save it again with save_pretrained"
+        )
 
 
 def _scalar_head(module: nn.Module, missing: Collection[str]) -> ScalarHead | None:
