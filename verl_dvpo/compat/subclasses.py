@@ -247,9 +247,13 @@ _CRITIC = (
     _override(
         f"{_MEGATRON}:MegatronEngineWithValueHead",
         _MEGATRON_ENGINE,
-        "prepare_model_outputs",
-        what="outputs are jagged (B, T, D), decoded in inference",
-        why="verl's are one value a token",
+        "forward_step prepare_model_outputs",
+        what="the head computes response tokens only; outputs are jagged (B, T, D), decoded in inference",
+        why="verl's are one value a token, at every position",
+        relies_on=(
+            "verl.models.mcore.util:preprocess_thd_engine",
+            "verl.models.mcore.util:preprocess_bshd_engine",
+        ),
     ),
     _override(
         f"{_MEGATRON}:MegatronEngineWithLMHead",
