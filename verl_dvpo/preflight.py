@@ -242,6 +242,12 @@ def _check_platform(config: DictConfig) -> None:
                 f"{field} is {strategy!r}; platform=cpu allows {' and '.join(map(repr, allowed))}, as the others need "
                 f"an accelerator; set {field}=fsdp2"
             )
+    parts = OmegaConf.select(config, "critic.megatron.context_parallel_size") or 1
+    if config.critic.enable and parts != 1:
+        raise ValueError(
+            f"critic.megatron.context_parallel_size is {parts}; platform=cpu allows 1, as its attention sees whole "
+            "sequences; set critic.megatron.context_parallel_size=1"
+        )
     os.environ["VERL_PLATFORM"] = "cpu"
     from verl.plugin.platform.platform_manager import get_platform, set_platform
 

@@ -33,13 +33,18 @@ UNEVEN = {
     "pipeline_model_parallel_layout",
 }
 
+#: Precisions of the backbone; the head is fp32 with each.
+DTYPES = ("bfloat16", "float16", "float32")
+
 #: Among a manifest's facts: the sizes by which megatron-core divides optimizer states and random states.
 SIZES = "megatron_sizes"
+DISTRIBUTED = "use_distributed_optimizer"
 SIZE_NAMES = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
     "virtual_pipeline_model_parallel_size",
     "expert_model_parallel_size",
+    DISTRIBUTED,
 )
 #: Whether the optimizer's states were saved in the form that other sizes can load.
 RESHARDABLE = "dist_ckpt_optim_fully_reshardable"
@@ -50,16 +55,16 @@ class MegatronEngineConfig(McoreEngineConfig):
     """verl's engine section for Megatron-core, whose ``dtype`` may be ``float32`` too.
 
     Raises:
-        AssertionError: as verl's section.
+        ValueError: ``dtype`` is another.
     """
 
     def __post_init__(self) -> None:
-        if self.dtype != "float32":
-            super().__post_init__()
-            return
+        wanted = self.dtype
+        if wanted not in DTYPES:
+            raise ValueError(f"critic.megatron.dtype is {wanted!r}; {', '.join(DTYPES)} are allowed; choose one")
         object.__setattr__(self, "dtype", "bfloat16")  # verl's check knows half precisions only
         super().__post_init__()
-        object.__setattr__(self, "dtype", "float32")
+        object.__setattr__(self, "dtype", wanted)
 
 
 @dataclass
@@ -68,6 +73,7 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
 
     Attributes:
         value: the typed section of the family.
+        fsdp: not read; ``platform=cpu`` sets fields of the other engine's section, whichever engine the run has.
 
     Raises:
         ValueError: ``value`` names no family, ``model`` is verl's own section, or a setting that the critic cannot
@@ -75,6 +81,7 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
     """
 
     value: Any = None
+    fsdp: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,7 +146,7 @@ def saved_facts(megatron: Any) -> dict[str, Any]:
     Args:
         megatron: the section ``critic.megatron``.
     """
-    sizes = {name: getattr(megatron, name) or 1 for name in SIZE_NAMES}
+    sizes = {name: 1 if (size := getattr(megatron, name)) is None else int(size) for name in SIZE_NAMES}
     return {ENGINE: "megatron", SIZES: sizes, RESHARDABLE: bool(getattr(megatron, RESHARDABLE))}
 
 
@@ -164,7 +171,8 @@ def refuse_saved(folder: Path, facts: Mapping[str, Any], megatron: Any, contents
     differing = [
         f"{name} {saved.get(name)} there and {here[name]} here" for name in here if saved.get(name) != here[name]
     ]
-    loadable = {"model", "hf_model"} | ({"optimizer"} if facts.get(RESHARDABLE) else set())
+    divisible = facts.get(RESHARDABLE) and saved.get(DISTRIBUTED) == here[DISTRIBUTED]
+    loadable = {"model", "hf_model"} | ({"optimizer"} if divisible else set())
     if differing and not set(contents) <= loadable:
         raise ValueError(
             f"critic.megatron has {', '.join(differing)}, for {folder}; other sizes load {sorted(loadable)} of it; set "
