@@ -240,7 +240,7 @@ def test_two_training_processes_learn_what_one_learns(demo, tmp_path):
 def test_a_critic_on_megatron_beside_an_actor_on_fsdp(demo, tmp_path):
     """In the actor's process; its checkpoint is exported as any other."""
     engine = ("+critic_engine=megatron", "critic.megatron.dtype=float32", "trainer.save_freq=2")
-    before, *records = steps(demo, tmp_path, "algorithm=dvpo", *engine)
+    _, *records = steps(demo, tmp_path, "algorithm=dvpo", *engine)
     assert len(records) == 2
     assert all(math.isfinite(value) for record in records for value in record.values())
     assert {"critic/quantile/q50", "critic/vf_loss", "critic/grad_norm"} <= records[0].keys()
