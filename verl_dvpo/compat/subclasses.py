@@ -270,6 +270,13 @@ _CRITIC = (
         why="verl's critic configuration has no section for a family",
     ),
     _override(
+        "verl.workers.config.engine:McoreEngineConfig",
+        "verl_dvpo.critic.megatron_config:MegatronEngineConfig",
+        "__post_init__",
+        what="the backbone's precision may be float32",
+        why="verl's check knows half precisions only, and platform=cpu computes in fp32",
+    ),
+    _override(
         "verl.workers.config.critic:FSDPCriticConfig",
         "verl_dvpo.critic.config:DistributionalFSDPCriticConfig",
         "__post_init__",

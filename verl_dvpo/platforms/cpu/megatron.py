@@ -12,7 +12,6 @@ import torch
 from verl.workers.engine.base import EngineRegistry
 
 from verl_dvpo.platforms.cpu.megatron_cuda import inside
-from verl_dvpo.platforms.cpu.megatron_layers import use_local_layers
 
 #: Of verl's engine: the methods that reach megatron-core.
 METHODS = (
@@ -47,6 +46,8 @@ def on_the_cpu(engine: Any) -> Any:
         optimizer: Any
 
         def _build_tf_config(self) -> None:
+            from verl_dvpo.platforms.cpu.megatron_layers import use_local_layers
+
             super()._build_tf_config()
             use_local_layers(self.bridge.inner)
 
