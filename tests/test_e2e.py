@@ -25,7 +25,10 @@ from test_configs import compose_config, names
 from verl_dvpo import train
 from verl_dvpo.bench.sweep.report import write_report
 from verl_dvpo.cli import main as command
+from verl_dvpo.export.run import export
+from verl_dvpo.export.value_model import ValueModel
 from verl_dvpo.pictures.loggers import CALIBRATION, FAN
+from verl_dvpo.saved.manifest import read_manifest
 from verl_dvpo.saved.values import dump_files, read_dump
 
 pytestmark = pytest.mark.e2e
@@ -251,6 +254,22 @@ def test_two_training_processes_learn_what_one_learns(demo, tmp_path):
         for alone, together in zip(*trained, strict=True):
             assert alone[name] != 0, name
             assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
+
+
+def test_a_critic_on_megatron_beside_an_actor_on_fsdp(demo, tmp_path):
+    """In the actor's process; its checkpoint is exported as any other."""
+    engine = ("+critic_engine=megatron", "critic.megatron.dtype=float32", "trainer.save_freq=2")
+    _, *records = steps(demo, tmp_path, "algorithm=dvpo", *engine)
+    assert len(records) == 2
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert {"critic/quantile/q50", "critic/vf_loss", "critic/grad_norm"} <= records[0].keys()
+    assert records[0]["critic/vf_loss"] != records[1]["critic/vf_loss"]
+    assert all(record["critic/grad_norm"] > 0 for record in records)
+    saved = export(tmp_path, tmp_path / "critic")
+    facts = read_manifest(saved, "checkpoint").facts
+    assert (facts["engine"], facts["step"]) == ("megatron", 2)
+    values = ValueModel.from_pretrained(str(tmp_path / "critic")).values([[5, 6, 7, 8]])
+    assert values[0].mean.isfinite().all()
 
 
 def test_a_dialogue_is_trained_on_what_the_policy_said(tmp_path):

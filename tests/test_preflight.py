@@ -65,7 +65,11 @@ def test_good_configurations_pass(files, algorithm):
         ("actor_rollout_ref.model.path=/nowhere/model", ["actor_rollout_ref.model.path", "/nowhere/model"]),
         ("critic.model.path=./nowhere", ["critic.model.path", "./nowhere"]),
         ("critic.strategy=fsdp", ["critic.strategy", "fsdp2"]),
-        ("+critic_engine=megatron", ["critic.strategy", "'megatron'", "platform=cpu", "fsdp2"]),
+        ("actor_rollout_ref.actor.strategy=megatron", ["actor.strategy is 'megatron'", "platform=cpu", "fsdp2"]),
+        (
+            "+critic_engine=megatron critic.megatron.context_parallel_size=2",
+            ["critic.megatron.context_parallel_size is 2", "platform=cpu allows 1"],
+        ),
         ("critic.ppo_mini_batch_size=48", ["critic.ppo_mini_batch_size", "48", "data.train_batch_size", "64"]),
         ("noise=flip noise.rate=1.5", ["noise.rate", "1.5"]),
         ("critic.value.family=no_such.Family", ["critic.value.family", "'no_such.Family'", "PYTHONPATH"]),

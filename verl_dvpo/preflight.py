@@ -27,6 +27,9 @@ TRAINER_MODES = ("dvpo_sync", "dvpo_colocate_async", "dvpo_separate_async")
 CRITIC_PACKAGE = "verl_dvpo."
 ESTIMATORS = ("dvpo", "flowrl")
 
+#: Field -> the engines that run without an accelerator.
+CPU_STRATEGIES = {"actor_rollout_ref.actor.strategy": ("fsdp2",), "critic.strategy": ("fsdp2", "megatron")}
+
 
 def check(config: DictConfig) -> None:
     """Raises for what would fail later or train the wrong thing; sets the CPU platform where it is asked for.
@@ -110,7 +113,7 @@ def _check_critic(config: DictConfig) -> None:
             f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} allows the critics of verl_dvpo; "
             "choose one with algorithm=dvpo or algorithm=ppo"
         )
-    from verl_dvpo.critic.checkpoints import check_checkpoint
+    from verl_dvpo.critic.checkpoints import check_checkpoint, refuse_other_engine
     from verl_dvpo.critic.config import checked_family, family_config
     from verl_dvpo.critic.first_head import check_export
     from verl_dvpo.critic.head import backbone_kind
@@ -130,7 +133,14 @@ def _check_critic(config: DictConfig) -> None:
     _check_model(path, "critic.model.path", judge)
     _check_tokens(config.actor_rollout_ref.model, path)
     if (folder := _resumes_from(config)) is not None:
-        check_checkpoint(folder / "critic", settings, num_outputs)
+        manifest = check_checkpoint(folder / "critic", settings, num_outputs)
+        if config.critic.strategy == "megatron":
+            from verl_dvpo.critic.megatron_config import refuse_saved
+
+            contents = config.critic.checkpoint.load_contents
+            refuse_saved(folder / "critic", manifest.facts, config.critic.megatron, contents)
+        else:
+            refuse_other_engine(folder / "critic", manifest.facts, "fsdp")
 
 
 def _check_tokens(policy: DictConfig, path: str) -> None:
@@ -252,13 +262,19 @@ def _check_platform(config: DictConfig) -> None:
             f"actor_rollout_ref.rollout.name is {rollout!r}; platform=cpu allows it with vLLM's CPU build, which is "
             "not installed; run `make install`, or `pip install --no-deps -r requirements/cpu.txt`"
         )
-    for field in ("actor_rollout_ref.actor.strategy", "critic.strategy"):
+    for field, allowed in CPU_STRATEGIES.items():
         strategy = OmegaConf.select(config, field)
-        if strategy in ("fsdp", "megatron") and (field != "critic.strategy" or config.critic.enable):
+        if strategy not in allowed and (field != "critic.strategy" or config.critic.enable):
             raise ValueError(
-                f"{field} is {strategy!r}; platform=cpu allows 'fsdp2', as the others need an accelerator; "
-                f"set {field}=fsdp2"
+                f"{field} is {strategy!r}; platform=cpu allows {' and '.join(map(repr, allowed))}, as the others need "
+                f"an accelerator; set {field}=fsdp2"
             )
+    parts = OmegaConf.select(config, "critic.megatron.context_parallel_size") or 1
+    if config.critic.enable and parts != 1:
+        raise ValueError(
+            f"critic.megatron.context_parallel_size is {parts}; platform=cpu allows 1, as its attention sees whole "
+            "sequences; set critic.megatron.context_parallel_size=1"
+        )
     os.environ["VERL_PLATFORM"] = "cpu"
     from verl.plugin.platform.platform_manager import get_platform, set_platform
 

@@ -18,11 +18,15 @@ from critic import harness
 from critic.megatron_cpu import trial
 from verl_dvpo.critic.config import family_config
 from verl_dvpo.critic.head import build_head
+from verl_dvpo.export.run import export
+from verl_dvpo.export.value_model import ValueModel
 from verl_dvpo.families.registry import build_family
 
 QUANTILES = {"family": "quantile_ensemble", "num_heads": 2, "num_quantiles": 5}
 TWO_LAYERS = QUANTILES | {"head_width": 12}
 SCALAR = {"family": "scalar"}
+BLOCKS = {"tokens_per_block": 3}
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 SPLIT = {"tensor_model_parallel_size": 2}
 WHOLE_SEQUENCE = SPLIT | {"sequence_parallel": False}
 STAGES = {"pipeline_model_parallel_size": 2}
@@ -34,12 +38,22 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "tp1_padded": {"value": QUANTILES, "packed": False},
         "tp1_one_output": {"value": SCALAR},
         "tp1_plain_optimizer": {"value": QUANTILES, "use_distributed_optimizer": False},
+        "tp1_blocks": {"value": QUANTILES | BLOCKS},
+        "tp1_recomputed": {"value": QUANTILES, "override_transformer_config": RECOMPUTE},
+        "tp1_dynamic": {"value": QUANTILES, "use_dynamic_bsz": True},
     },
     2: {
         "tp2_packed": {"value": QUANTILES, **WHOLE_SEQUENCE},
         "tp2_padded": {"value": QUANTILES, "packed": False, **WHOLE_SEQUENCE},
         "tp2_sp_packed": {"value": TWO_LAYERS, **SPLIT},
         "tp2_sp_padded": {"value": QUANTILES, "packed": False, **SPLIT},
+        "tp2_sp_blocks": {"value": TWO_LAYERS | BLOCKS, **SPLIT},
+        "pp2_blocks": {"value": QUANTILES | BLOCKS, "packed": False, **STAGES},
+        "pp2_uneven": {
+            "value": QUANTILES,
+            "override_transformer_config": {"num_layers_in_first_pipeline_stage": 1},
+            **STAGES,
+        },
         "pp2_packed": {"value": TWO_LAYERS, **STAGES},
         "pp2_padded": {"value": QUANTILES, "packed": False, **STAGES},
         "pp2_virtual": {"value": QUANTILES, "virtual_pipeline_model_parallel_size": 2, **STAGES},
@@ -69,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(model: str, folder: Path) -> dict[tuple[int, str], list[Seen]]:
     """(World size, case) -> what each rank saw."""
     processes = [process for size, cases in CASES.items() for process in start(folder, model, size, cases)]
-    assert [process.wait(timeout=400) for process in processes] == [0] * len(processes)
+    assert [process.wait(timeout=900) for process in processes] == [0] * len(processes)
     files = {
         size: [torch.load(folder / f"{size}_{rank}.pt", weights_only=False) for rank in range(size)] for size in CASES
     }
@@ -111,7 +125,8 @@ def fsdp(model: str) -> dict[str, Seen]:
 
 
 def expected(fsdp: dict[str, Seen], case: tuple[int, str]) -> Seen:
-    return fsdp[json.dumps(CASES[case[0]][case[1]]["value"])]
+    value = CASES[case[0]][case[1]]["value"]
+    return fsdp[json.dumps({name: setting for name, setting in value.items() if name not in BLOCKS})]
 
 
 def with_outputs(ranks: list[Seen], case: tuple[int, str]) -> list[Seen]:
@@ -197,9 +212,30 @@ def checkpoints(seen: Any, folder: Path) -> list[Seen]:
 
 
 def test_a_critic_of_two_tensor_ranks_loads_into_two_stages(checkpoints):
-    first, last = checkpoints
+    """Weights and, saved in the form for it, the optimizer's states: the next step is the same."""
+    first, last = (rank["divided"] for rank in checkpoints)
     assert first["loaded"] is None
     torch.testing.assert_close(last["loaded"], first["saved"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(last["resumed"], first["went_on"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first["went_on"], first["saved"], atol=1e-2)
+
+
+def test_random_states_of_other_sizes_are_refused_by_name(checkpoints):
+    for rank in checkpoints:
+        message = rank["divided"]["refused"]
+        assert "tensor_model_parallel_size 2 there and 1 here" in message
+        assert "critic.checkpoint.load_contents=[model,optimizer]" in message
+
+
+def test_a_resumed_critic_has_the_weights_of_one_that_was_not_disturbed(checkpoints):
+    """To the bit; a fresh one has others. The optimizer has counted both steps."""
+    for rank in checkpoints:
+        seen = rank["resumed"]
+        assert seen["resumed"].keys() == seen["undisturbed"].keys() > {"score.hidden.weight", "score.out.bias"}
+        for name, weight in seen["undisturbed"].items():
+            assert torch.equal(seen["resumed"][name], weight), name
+            assert not torch.equal(seen["fresh"][name], weight), name
+        assert seen["steps"] == {2.0}
 
 
 def test_a_checkpoint_is_a_hugging_face_folder_with_the_head_beside_it(checkpoints, folder):
@@ -215,23 +251,32 @@ def test_a_checkpoint_is_a_hugging_face_folder_with_the_head_beside_it(checkpoin
         for prompt, ids in zip(batch["prompts"].unbind(), batch["input_ids"].unbind(), strict=True):
             states.append(backbone(input_ids=ids[None]).last_hidden_state[0][len(prompt) - 1 : -1])
         outputs = head(torch.cat(states))
-    torch.testing.assert_close(outputs, checkpoints[0]["saved"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs, checkpoints[0]["divided"]["saved"], rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_critic_has_the_outputs_of_the_run(checkpoints, folder, tmp_path):
+    """`verl-dvpo export` of a checkpoint on Megatron, loaded by ``ValueModel``."""
+    source = export(folder / "tp2", tmp_path / "critic")
+    assert source == folder / "tp2"
+    model = ValueModel.from_pretrained(str(tmp_path / "critic"))
+    batch = harness.make_batch()
+    outputs = []
+    with torch.no_grad():
+        for prompt, ids in zip(batch["prompts"].unbind(), batch["input_ids"].unbind(), strict=True):
+            outputs.append(model(ids[None], torch.ones_like(ids[None]))[0][len(prompt) - 1 : -1])
+    torch.testing.assert_close(torch.cat(outputs), checkpoints[0]["divided"]["saved"], rtol=1e-6, atol=1e-6)
 
 
 def test_the_optimizers_states_come_back_to_their_parameters(checkpoints):
-    """An fp32 head beside a bf16 backbone: each part of each state, by the name of its parameter.
-
-    torch's AdamW counts its steps where megatron-core does not look, unlike Transformer Engine's: no ``step`` here.
-    """
-    for rank in checkpoints:
-        assert rank["loaded_states"].keys() == rank["states"].keys()
+    """An fp32 head beside a bf16 backbone: each part of each state, by the name of its parameter."""
+    for rank in (rank["mixed"] for rank in checkpoints):
+        assert rank["loaded"].keys() == rank["states"].keys()
         for name, states in rank["states"].items():
-            for key in ("param", "exp_avg", "exp_avg_sq"):
-                assert torch.equal(rank["loaded_states"][name][key], states[key]), (name, key)
+            for key in ("param", "exp_avg", "exp_avg_sq", "step"):
+                assert torch.equal(rank["loaded"][name][key], states[key]), (name, key)
         moved = [
-            not torch.equal(rank["fresh_states"][name]["exp_avg"], rank["states"][name]["exp_avg"])
-            for name in rank["states"]
+            not torch.equal(rank["fresh"][name]["exp_avg"], rank["states"][name]["exp_avg"]) for name in rank["states"]
         ]
         assert all(moved)
-    names = {name for rank in checkpoints for name in rank["states"]}
+    names = {name for rank in checkpoints for name in rank["mixed"]["states"]}
     assert {"0.module.module.output_layer.weight", "0.module.module.output_layer.hidden.weight"} <= names

@@ -2,6 +2,7 @@
 """``critic_engine=megatron``: it composes, and an impossible setting is refused by name on the driver."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from critic.megatron_cpu import trial
 from verl_dvpo.critic import megatron_config
-from verl_dvpo.critic.megatron_config import DistributionalMegatronCriticConfig
+from verl_dvpo.critic.checkpoints import refuse_other_engine
+from verl_dvpo.critic.megatron_config import DistributionalMegatronCriticConfig, MegatronEngineConfig
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,8 @@ def test_it_composes_into_verls_section_with_the_family(model, base):
         ("critic.model.lora_rank=8", "critic.model.lora_rank is 8; .* 0 only"),
         ("critic.model.lora.rank=8", "critic.model.lora_rank is 8; .* 0 only"),
         ("critic.strategy=fsdp2", "critic.strategy is 'fsdp2'; it must be 'megatron'"),
+        ("critic.megatron.dtype=float64", "critic.megatron.dtype is 'float64'; bfloat16, float16, float32 are allowed"),
+        ("critic.checkpoint.async_save=true", "critic.checkpoint.async_save is True; False is allowed"),
         ("critic.value.num_quantiles=0", "critic.value.num_quantiles"),
     ],
 )
@@ -67,6 +71,99 @@ def test_what_the_critic_cannot_run_with_is_refused_by_name(model, override, mes
         section(model, override)
     causes = [error.value, error.value.__cause__]
     assert any(isinstance(cause, ValueError) for cause in causes)
+
+
+def test_the_backbone_may_be_fp32(model):
+    assert section(model, "critic.megatron.dtype=float32").engine.dtype == "float32"
+    assert section(model).engine.dtype == "bfloat16"
+
+
+BLOCKS = "critic.value.tokens_per_block=4"
+PADDED = "critic.model.use_remove_padding=false"
+SPLIT = "critic.megatron.tensor_model_parallel_size=2"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            (BLOCKS, "critic.megatron.context_parallel_size=2"),
+            r"context_parallel_size is 2; critic.value.tokens_per_block",
+        ),
+        ((BLOCKS, SPLIT, PADDED), r"tokens_per_block is 4; sequence parallelism allows it with packed sequences only"),
+    ],
+)
+def test_blocks_are_refused_where_ranks_do_not_hold_tokens_in_order(model, overrides, words):
+    with pytest.raises(Exception, match=words) as error:
+        section(model, *overrides)
+    assert any(isinstance(cause, ValueError) for cause in (error.value, error.value.__cause__))
+
+
+@pytest.mark.parametrize(
+    "overrides", [(BLOCKS, PADDED), (BLOCKS, SPLIT), (BLOCKS, SPLIT, PADDED, "critic.megatron.sequence_parallel=false")]
+)
+def test_blocks_are_taken_elsewhere(model, overrides):
+    assert section(model, *overrides).value.tokens_per_block == 4
+
+
+def saved_by(**settings: Any) -> dict[str, Any]:
+    return megatron_config.saved_facts(MegatronEngineConfig(vanilla_mbridge=True, **settings))
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "contents", "words"),
+    [
+        (
+            {},
+            {"tensor_model_parallel_size": 2},
+            ["model", "optimizer"],
+            ["tensor_model_parallel_size 1 there and 2 here", "=[model]"],
+        ),
+        (
+            {"pipeline_model_parallel_size": 2, "dist_ckpt_optim_fully_reshardable": True},
+            {},
+            ["model", "optimizer", "extra"],
+            ["pipeline_model_parallel_size 2 there and 1 here", "=[model,optimizer]"],
+        ),
+        (
+            {"dist_ckpt_optim_fully_reshardable": True},
+            {"use_distributed_optimizer": False},
+            ["model", "optimizer"],
+            ["use_distributed_optimizer 1 there and 0 here", "=[model]"],
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_sizes_is_refused_by_name(saved, here, contents, words):
+    config = MegatronEngineConfig(vanilla_mbridge=True, **here)
+    with pytest.raises(ValueError, match=r"critic\.megatron has") as error:
+        megatron_config.refuse_saved(Path("folder"), saved_by(**saved), config, contents)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "contents"),
+    [
+        ({}, {}, ["model", "optimizer", "extra"]),
+        ({"sequence_parallel": False}, {}, ["model", "optimizer", "extra"]),
+        ({"virtual_pipeline_model_parallel_size": None}, {"virtual_pipeline_model_parallel_size": 1}, ["extra"]),
+        ({"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}, ["model"]),
+        ({"tensor_model_parallel_size": 2, "dist_ckpt_optim_fully_reshardable": True}, {}, ["model", "optimizer"]),
+    ],
+)
+def test_a_checkpoint_that_megatron_can_divide_passes(saved, here, contents):
+    config = MegatronEngineConfig(vanilla_mbridge=True, **here)
+    megatron_config.refuse_saved(Path("folder"), saved_by(**saved), config, contents)
+
+
+def test_a_checkpoint_of_the_other_engine_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"folder was saved by the critic on 'fsdp'; this run's is on 'megatron'"):
+        megatron_config.refuse_saved(
+            Path("folder"), {"engine": "fsdp"}, MegatronEngineConfig(vanilla_mbridge=True), ["model"]
+        )
+    with pytest.raises(ValueError, match=r"folder was saved by the critic on 'megatron'; this run's is on 'fsdp'"):
+        refuse_other_engine(Path("folder"), saved_by(), "fsdp")
+    refuse_other_engine(Path("folder"), {}, "fsdp")  # older manifests do not say
 
 
 def test_the_strategy_alone_is_refused_with_the_group_that_does_it(model):

@@ -99,6 +99,16 @@ def test_a_critic_without_its_manifest_is_passed_over(folder):
     assert checkpoints.choose(folder, critic=True, read=False) == 2
 
 
+def test_a_critic_on_megatron_without_its_manifest_is_passed_over(folder):
+    """It has no file of rank 0; the backbone's configuration is there before the manifest."""
+    critic = folder / "global_step_10" / "critic"
+    shutil.rmtree(critic)
+    (critic / "model" / "huggingface").mkdir(parents=True)
+    (critic / "model" / "huggingface" / "config.json").write_text("{}")
+    assert "has no manifest.json" in checkpoints.problem(folder / "global_step_10", critic=True)
+    assert checkpoints.choose(folder, critic=True) == 2
+
+
 def test_a_run_without_a_critic_needs_none(tmp_path):
     save(tmp_path, 4, critic=False)
     assert checkpoints.choose(tmp_path, critic=False) == 4

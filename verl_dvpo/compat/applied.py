@@ -128,6 +128,21 @@ _EVERYWHERE = (
         why="verl's value engine has one output",
     ),
     Entry(
+        symbol="verl.workers.engine.base:EngineRegistry.register",
+        kind=Kind.REGISTER,
+        ours=f"{_CPU}.megatron:register_engine",
+        moment=Moment.IMPORT,
+        after="verl_dvpo.critic.megatron",
+        platform="cpu",
+        what="the critic's engine on Megatron-core for the device cpu, with what stands in for CUDA, for Transformer "
+        "Engine's layers and for the states of its optimizer",
+        why="megatron-core and mbridge name the device cuda in their code, and verl registers its engines for cuda",
+        relies_on=(
+            "verl.workers.engine.megatron.transformer_impl:MegatronEngine.initialize",
+            "verl.workers.engine.megatron.utils:set_random_seed",
+        ),
+    ),
+    Entry(
         symbol="verl.workers.rollout.base:_ROLLOUT_REGISTRY",
         kind=Kind.REGISTER,
         ours="verl_dvpo.compat.registrations:cpu_rollout_adapter",

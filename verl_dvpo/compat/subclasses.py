@@ -247,9 +247,13 @@ _CRITIC = (
     _override(
         f"{_MEGATRON}:MegatronEngineWithValueHead",
         _MEGATRON_ENGINE,
-        "prepare_model_outputs",
-        what="outputs are jagged (B, T, D), decoded in inference",
-        why="verl's are one value a token",
+        "forward_step prepare_model_outputs",
+        what="the head computes response tokens only; outputs are jagged (B, T, D), decoded in inference",
+        why="verl's are one value a token, at every position",
+        relies_on=(
+            "verl.models.mcore.util:preprocess_thd_engine",
+            "verl.models.mcore.util:preprocess_bshd_engine",
+        ),
     ),
     _override(
         f"{_MEGATRON}:MegatronEngineWithLMHead",
@@ -264,6 +268,13 @@ _CRITIC = (
         "__post_init__ validate",
         what="critic.value reaches the model's configuration, and what cannot run is refused",
         why="verl's critic configuration has no section for a family",
+    ),
+    _override(
+        "verl.workers.config.engine:McoreEngineConfig",
+        "verl_dvpo.critic.megatron_config:MegatronEngineConfig",
+        "__post_init__",
+        what="the backbone's precision may be float32",
+        why="verl's check knows half precisions only, and platform=cpu computes in fp32",
     ),
     _override(
         "verl.workers.config.critic:FSDPCriticConfig",

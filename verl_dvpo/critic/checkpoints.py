@@ -32,6 +32,9 @@ STATE_FILE = "family_state.safetensors"
 #: verl names the files of a rank so.
 _OF_RANK = re.compile(r"_rank_(\d+)\.pt$")
 
+#: Among a manifest's facts: the engine that wrote the checkpoint, ``fsdp`` or ``megatron``; absent in older ones.
+ENGINE = "engine"
+
 FORCE_DATA = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -99,6 +102,16 @@ def refuse_differences(folder: Path, manifest: Manifest, settings: FamilyConfig,
         )
 
 
+def refuse_other_engine(folder: Path, facts: Mapping[str, Any], engine: str) -> None:
+    """Raises ValueError unless ``engine`` wrote the checkpoint; older manifests do not say, and pass."""
+    saved = facts.get(ENGINE, engine)
+    if saved != engine:
+        raise ValueError(
+            f"{folder} was saved by the critic on {saved!r}; this run's is on {engine!r}; start it with that "
+            "engine, or export the critic and start from that"
+        )
+
+
 # ---------------------------------------------------------------------- on all ranks together
 
 
@@ -129,8 +142,16 @@ def seal(folder: Path, manifest: Manifest, family: ValueFamily) -> None:
     distributed.barrier()
 
 
-def verify(folder: Path, settings: FamilyConfig, num_outputs: int) -> None:
+def verify(
+    folder: Path, settings: FamilyConfig, num_outputs: int, refuse_saved: Callable[[Path, Mapping[str, Any]], None]
+) -> None:
     """Checks the whole checkpoint before any part of it is loaded; call on every rank.
+
+    Args:
+        folder: of the checkpoint.
+        settings: of the family that shall load it.
+        num_outputs: D.
+        refuse_saved: raises ValueError where the engine cannot load what its facts describe.
 
     Raises:
         ValueError: on every rank, where something is missing, changed or does not fit on any of them.
@@ -142,6 +163,7 @@ def verify(folder: Path, settings: FamilyConfig, num_outputs: int) -> None:
             return None
         manifest = read_manifest(folder, "checkpoint")
         refuse_differences(folder, manifest, settings, num_outputs)
+        refuse_saved(folder, manifest.facts)
         saved = {int(match[1]) + 1 for name in manifest.files if (match := _OF_RANK.search(name))}
         if saved and max(saved) != world:
             raise ValueError(

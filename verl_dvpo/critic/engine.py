@@ -5,13 +5,15 @@ Shape legend: B sequences, T response positions, L response tokens of a micro-ba
 D outputs of the head, S numbers kept per token, C numbers a token that the loss is made of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from verl_dvpo.critic.checkpoints import ENGINE, refuse_other_engine
 from verl_dvpo.critic.head import TwoLayerHead, ValueHead, build_head
 from verl_dvpo.critic.packing import ResponseTokens
 from verl_dvpo.families.registry import build_family
@@ -60,6 +62,14 @@ class DistributionalEngine:
         """True where every rank of the critic computes outputs."""
         return True
 
+    def saved_facts(self) -> dict[str, Any]:
+        """Returns what a checkpoint's manifest notes of the engine, for ``refuse_saved``."""
+        return {ENGINE: "fsdp"}
+
+    def refuse_saved(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Raises ValueError where a checkpoint with these facts in its manifest cannot be loaded into this engine."""
+        refuse_other_engine(folder, facts, "fsdp")
+
     def _new_head(self, hidden_size: int) -> ValueHead | TwoLayerHead:
         settings = self.model_config.value
         return build_head(
@@ -81,6 +91,43 @@ class DistributionalEngine:
         kept, self._kept = self._kept, None
         assert kept is not None, "infer_batch with a reader comes first"
         return kept
+
+    def _block_reader(
+        self, micro_batch: TensorDict, tokens: ResponseTokens, decoded: list[dict[str, Tensor]], *, split: bool
+    ) -> Callable[[Tensor, slice], Tensor] | None:
+        """Returns what the head does with each block of outputs; None where it hands them over.
+
+        In inference each block adds to ``decoded`` what was read of it.
+
+        Args:
+            micro_batch: that the outputs belong to.
+            tokens: of it.
+            decoded: filled.
+            split: whether ranks compute parts of these tokens and hand them to each other.
+        """
+        reader = self.reader
+        if reader is None or self.model_config.value.tokens_per_block is None or not reader.reads_blocks():
+            return None
+        if torch.is_grad_enabled():
+            return lambda outputs, places: reader.losses(outputs, micro_batch, tokens, places)
+        if split:  # the reader adds up statistics, of all tokens on each rank of the group
+            return None
+
+        def decode(outputs: Tensor, places: slice) -> Tensor:
+            decoded.append(reader.decode(outputs, micro_batch, places))
+            return outputs[:, :0]
+
+        return decode
+
+    def _read_output(
+        self, read: Tensor, micro_batch: TensorDict, tokens: ResponseTokens, decoded: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Makes the model output of what the head's reader returned, (L, C) in training, and of ``decoded``."""
+        if torch.is_grad_enabled():
+            return {"losses": torch.nested.nested_tensor_from_jagged(read, micro_batch["responses"].offsets())}
+        assert self.reader is not None
+        whole = {name: torch.cat([block[name] for block in decoded]) for name in decoded[0]}
+        return self.reader.assemble(whole, micro_batch, tokens)
 
     def _model_output(self, outputs: Tensor, micro_batch: TensorDict, tokens: ResponseTokens) -> dict[str, Tensor]:
         """Makes the model output from (L, D): decoded in inference, jagged (B, T, D) as ``outputs`` in training."""

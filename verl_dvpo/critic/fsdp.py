@@ -9,7 +9,6 @@ this rank's part of the sequence, D outputs of the head.
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -163,32 +162,11 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
             parts = Parts.of(tokens.states, length, size, rank)
             places, first = parts.own(tokens.states)
         decoded: list[dict[str, Tensor]] = []
-        read = self._block_reader(micro_batch, tokens, decoded)
+        read = self._block_reader(micro_batch, tokens, decoded, split=self.use_ulysses_sp)
         block = self.model_config.value.tokens_per_block if read is not None else None
         self._head.call = HeadCall(places, first, read, block)
         args |= {"tokens": tokens, "parts": parts, "read": read, "decoded": decoded}
         return inputs, args
-
-    def _block_reader(
-        self, micro_batch: TensorDict, tokens: ResponseTokens, decoded: list[dict[str, Tensor]]
-    ) -> Callable | None:
-        """Returns what the head does with each block of outputs; None where it hands them over.
-
-        In inference each block adds to ``decoded`` what was read of it.
-        """
-        reader = self.reader
-        if reader is None or self.model_config.value.tokens_per_block is None or not reader.reads_blocks():
-            return None
-        if torch.is_grad_enabled():
-            return lambda outputs, places: reader.losses(outputs, micro_batch, tokens, places)
-        if self.use_ulysses_sp:  # the reader adds up statistics, of all tokens on each rank of the group
-            return None
-
-        def decode(outputs: Tensor, places: slice) -> Tensor:
-            decoded.append(reader.decode(outputs, micro_batch, places))
-            return outputs[:, :0]
-
-        return decode
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any = None
@@ -199,11 +177,7 @@ class FSDPDistributionalEngine(DistributionalEngine, FSDPEngineWithLMHead):
         read = self._of_all_ranks(output.logits, output_args["parts"])
         if output_args["read"] is None:
             return self._model_output(read, micro_batch, tokens)
-        if torch.is_grad_enabled():
-            return {"losses": torch.nested.nested_tensor_from_jagged(read, micro_batch["responses"].offsets())}
-        decoded = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-        assert self.reader is not None
-        return self.reader.assemble(decoded, micro_batch, tokens)
+        return self._read_output(read, micro_batch, tokens, blocks)
 
     def _of_all_ranks(self, own: Tensor, parts: Parts | None) -> Tensor:
         """(L', ...) -> (L, ...): gathers what the ranks of a sequence-parallel group computed."""

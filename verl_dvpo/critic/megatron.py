@@ -2,81 +2,30 @@
 """The critic on Megatron-core: verl's value engine with one fp32 head of D outputs on the last pipeline stage.
 
 Parallelism, packing, schedules, the optimizer and checkpoints are verl's. Three things differ: the last stage's output
-layer, the bridge to Hugging Face weights, which leaves that layer to us, and outputs of (tokens, D).
+layer, the bridge to Hugging Face weights, which leaves that layer to us, and outputs, which are computed for response
+tokens only, D of each.
 
-Shape legend: B sequences, T response positions, L response tokens of a micro-batch laid end to end, s positions of this
-rank's part of the sequence, b sequences side by side, H hidden size, D outputs of the head.
+Shape legend: B sequences, T response positions, L response tokens of a micro-batch laid end to end, D outputs of the
+head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from tensordict import TensorDict
 from torch import Tensor, nn
+from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.megatron.transformer_impl import MegatronEngineWithValueHead
 
 from verl_dvpo.critic.engine import MODEL_TYPE, DistributionalEngine
-from verl_dvpo.critic.head import TwoLayerHead, ValueHead
-from verl_dvpo.critic.megatron_bridge import BridgeWithHead
+from verl_dvpo.critic.megatron_bridge import BridgeWithHead, output_layers
+from verl_dvpo.critic.megatron_config import refuse_saved, saved_facts
+from verl_dvpo.critic.megatron_head import MicroBatchCall, OutputLayer
 from verl_dvpo.critic.packing import ResponseTokens
-
-
-class OutputLayer(ValueHead):
-    """A value head in the place of GPTModel's output layer: every tensor-parallel rank holds the whole head.
-
-    Its last layer's weight is ``output_layer.weight``, a name that megatron-core's sharded state needs. A two-layer
-    head's first layer is the child ``hidden``.
-
-    Args:
-        head: taken over, not copied.
-        sequence_parallel: each rank computes its part of the sequence, and the outputs are gathered.
-    """
-
-    def __init__(self, head: ValueHead | TwoLayerHead, *, sequence_parallel: bool) -> None:
-        last = head.out if isinstance(head, TwoLayerHead) else head
-        super().__init__(last.in_features, last.out_features, device="meta")
-        self.weight, self.bias = last.weight, last.bias
-        self.hidden = head.hidden if isinstance(head, TwoLayerHead) else None
-        self.activation = head.activation if isinstance(head, TwoLayerHead) else None
-        self.sequence_parallel = sequence_parallel
-        for parameter in self.parameters():
-            # Each rank then sees a part of the tokens, and megatron-core adds the gradients over the ranks.
-            parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(  # type: ignore[override]
-        self, hidden: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
-    ) -> tuple[Tensor, None]:
-        """(s, b, H) -> (whole sequence, b, D, 1) in fp32, and no bias, as GPTModel calls its output layer.
-
-        verl drops the last axis of a value model's outputs.
-        """
-        if self.hidden is not None and self.activation is not None:
-            hidden = self.activation(self.hidden(hidden))
-        outputs = super().forward(hidden)
-        if self.sequence_parallel:
-            # Every rank computes the whole loss, so that gradients are split on the way back, not added.
-            outputs = gather_from_sequence_parallel_region(outputs, tensor_parallel_output_grad=False)
-        return outputs.unsqueeze(-1), None
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> "OutputLayer":
-        """Moves with the model, but stays fp32 where Float16Module casts the model."""
-
-        def keep_fp32(tensor: Tensor) -> Tensor:
-            sample = fn(tensor.new_empty(0))
-            return fn(tensor) if sample.dtype == tensor.dtype else tensor.to(sample.device)
-
-        return super()._apply(keep_fp32, recurse)
-
-    def plain_state(self) -> dict[str, Tensor]:
-        """Returns the weights under the names of the head that was taken over."""
-        prefix = "out." if self.hidden is not None else ""
-        own = {f"{prefix}{name}": tensor for name, tensor in (("weight", self.weight), ("bias", self.bias))}
-        first = {} if self.hidden is None else {f"hidden.{n}": t for n, t in self.hidden.named_parameters()}
-        return {name: tensor.detach() for name, tensor in (own | first).items()}
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend="megatron", device="cuda")
@@ -94,6 +43,12 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
     @property
     def all_have_outputs(self) -> bool:
         return parallel_state.get_pipeline_model_parallel_world_size() == 1
+
+    def saved_facts(self) -> dict[str, Any]:
+        return saved_facts(self.engine_config)
+
+    def refuse_saved(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        refuse_saved(folder, facts, self.engine_config, self.checkpoint_config.load_contents)
 
     def _build_tf_config(self) -> None:
         super()._build_tf_config()
@@ -114,15 +69,54 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
         with torch.no_grad():
             super().load_checkpoint(*args, **kwargs)
 
-    def prepare_model_outputs(self, output: Any, data: TensorDict) -> dict[str, Tensor]:
-        """The head's outputs at response tokens as a jagged tensor (B, T, D); decoded in inference.
+    def forward_step(
+        self,
+        batch_iter: Iterator[TensorDict],
+        model: Any,
+        logits_processor_func: Any,
+        postprocess_micro_batch_func: Any,
+    ) -> tuple[Any, Callable]:
+        """Runs verl's pass of one micro-batch, and tells the head which states to compute: those of response tokens.
+
+        With context parallelism verl gathers outputs of whole sequences over the ranks, and the head computes them all.
+        """
+        layers = [] if self.engine_config.context_parallel_size > 1 else output_layers([model])
+        own = {
+            "logits_processor_func": logits_processor_func,
+            "postprocess_micro_batch_func": postprocess_micro_batch_func,
+        }
+        if not layers:
+            return super().forward_step(batch_iter, model, **own)
+        micro_batch = next(batch_iter).to(get_device_id())
+        (layer,) = layers
+        asked = layer.asked = self._asked(micro_batch, split=layer.sequence_parallel)
+        try:
+            _, finish = super().forward_step(iter([micro_batch]), model, **own)
+        finally:
+            layer.asked = None
+        return asked, finish
+
+    def _asked(self, micro_batch: TensorDict, *, split: bool) -> MicroBatchCall:
+        tokens = ResponseTokens.of(micro_batch)
+        asked = MicroBatchCall(tokens, tokens.in_sequences(micro_batch), None, None)
+        asked.read = self._block_reader(micro_batch, tokens, asked.decoded, split=split)
+        asked.block = None if asked.read is None else self.model_config.value.tokens_per_block
+        return asked
+
+    def prepare_model_outputs(self, output: MicroBatchCall | Tensor, data: TensorDict) -> dict[str, Tensor]:
+        """Returns outputs at response tokens, jagged (B, T, D), or what was read of them; in inference decoded.
 
         Args:
-            output: jagged (B, sequence, D).
+            output: of ``forward_step``; where the head computed whole sequences, its outputs, jagged (B, sequence, D).
             data: the micro-batch.
         """
-        tokens = ResponseTokens.of(data)
-        return self._model_output(output.values()[tokens.states], data, tokens)
+        if isinstance(output, Tensor):
+            tokens = ResponseTokens.of(data)
+            return self._model_output(output.values()[tokens.states], data, tokens)
+        assert output.computed is not None, "the last stage computes"
+        if output.read is None:
+            return self._model_output(output.computed, data, output.tokens)
+        return self._read_output(output.computed, data, output.tokens, output.decoded)
 
     def postprocess_micro_batch_func(
         self, output: Any, data: Any, forward_only: bool, loss_function: Any, *args: Any, **kwargs: Any

@@ -28,21 +28,22 @@ class BridgeWithHead:
     """
 
     def __init__(self, bridge: Any, new_layer: Callable[[Any], nn.Module], *, start: str) -> None:
-        self._bridge = bridge
+        self.inner = bridge
         self._new_layer = new_layer
         self._start = start
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._bridge, name)
+        return getattr(self.inner, name)
 
     def get_model(self, *, post_model_creation_callbacks: Sequence[Callable], **settings: Any) -> list[nn.Module]:
         """Builds mbridge's model, with our output layer in the place of its own."""
         callbacks = [*post_model_creation_callbacks, self._attach]
-        return self._bridge.get_model(post_model_creation_callbacks=callbacks, **settings)
+        return self.inner.get_model(post_model_creation_callbacks=callbacks, **settings)
 
     def _attach(self, model: Any, pre_process: bool, post_process: bool, config: Any, hf_config: Any) -> None:
         if post_process:
             model.output_layer = self._new_layer(config)
+            model.register_forward_pre_hook(_note_layout, with_kwargs=True)
 
     def load_weights(self, models: list[nn.Module], weights_path: str, memory_efficient: bool = False) -> None:
         """Loads the backbone, then the head where the folder has one.
@@ -51,7 +52,7 @@ class BridgeWithHead:
             ValueError: the folder holds a head of another shape, or none although training does not start from it.
         """
         with without_output_layers(models):
-            self._bridge.load_weights(models, weights_path, memory_efficient=memory_efficient)
+            self.inner.load_weights(models, weights_path, memory_efficient=memory_efficient)
         self._forget_vocabulary()
         folder = Path(weights_path)
         if (folder / HEAD_FILE).exists():
@@ -65,20 +66,26 @@ class BridgeWithHead:
 
         mbridge writes a file once it has all of its weights, and this one never comes.
         """
-        files = self._bridge.safetensor_io
-        (name,) = self._bridge._weight_name_mapping_mcore_to_hf("output_layer.weight")
+        files = self.inner.safetensor_io
+        (name,) = self.inner._weight_name_mapping_mcore_to_hf("output_layer.weight")
         for index in (files.index, files.origin_index.get("weight_map", {})):
             index.pop(name, None)
 
     def save_weights(self, models: list[nn.Module], weights_path: str, memory_efficient: bool = False) -> None:
         """Saves the backbone as a Hugging Face folder, and the head beside it."""
         with without_output_layers(models):
-            self._bridge.save_weights(models, weights_path, memory_efficient=memory_efficient)
+            self.inner.save_weights(models, weights_path, memory_efficient=memory_efficient)
         first = parallel_state.get_tensor_model_parallel_rank() == 0
         if first and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
             for layer in output_layers(models):
                 save_head(Path(weights_path), layer.plain_state())
         torch.distributed.barrier()
+
+
+def _note_layout(model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Tells the output layer where verl has put each sequence of the micro-batch that comes."""
+    packed = kwargs.get("packed_seq_params")
+    model.output_layer.starts = None if packed is None else packed.cu_seqlens_q_padded[:-1]
 
 
 def output_layers(models: Sequence[nn.Module]) -> list[Any]:

@@ -2,11 +2,14 @@
 """The critic's section for Megatron-core, and its checks, which run before Ray starts. Imports nothing of Megatron."""
 
 import importlib.util
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from verl.workers.config import McoreCriticConfig
+from verl.workers.config import McoreCriticConfig, McoreEngineConfig
 
+from verl_dvpo.critic.checkpoints import ENGINE, refuse_other_engine
 from verl_dvpo.critic.config import attach_family
 
 #: Module -> distribution; the extra ``megatron`` of this package installs them.
@@ -30,6 +33,39 @@ UNEVEN = {
     "pipeline_model_parallel_layout",
 }
 
+#: Precisions of the backbone; the head is fp32 with each.
+DTYPES = ("bfloat16", "float16", "float32")
+
+#: Among a manifest's facts: the sizes by which megatron-core divides optimizer states and random states.
+SIZES = "megatron_sizes"
+DISTRIBUTED = "use_distributed_optimizer"
+SIZE_NAMES = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+    DISTRIBUTED,
+)
+#: Whether the optimizer's states were saved in the form that other sizes can load.
+RESHARDABLE = "dist_ckpt_optim_fully_reshardable"
+
+
+@dataclass
+class MegatronEngineConfig(McoreEngineConfig):
+    """verl's engine section for Megatron-core, whose ``dtype`` may be ``float32`` too.
+
+    Raises:
+        ValueError: ``dtype`` is another.
+    """
+
+    def __post_init__(self) -> None:
+        wanted = self.dtype
+        if wanted not in DTYPES:
+            raise ValueError(f"critic.megatron.dtype is {wanted!r}; {', '.join(DTYPES)} are allowed; choose one")
+        object.__setattr__(self, "dtype", "bfloat16")  # verl's check knows half precisions only
+        super().__post_init__()
+        object.__setattr__(self, "dtype", wanted)
+
 
 @dataclass
 class DistributionalMegatronCriticConfig(McoreCriticConfig):
@@ -37,6 +73,7 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
 
     Attributes:
         value: the typed section of the family.
+        fsdp: not read; ``platform=cpu`` sets fields of the other engine's section, whichever engine the run has.
 
     Raises:
         ValueError: ``value`` names no family, ``model`` is verl's own section, or a setting that the critic cannot
@@ -44,6 +81,7 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
     """
 
     value: Any = None
+    fsdp: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +96,21 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
         lora = self.model.lora_rank or self.model.lora.get("rank", 0)
         require("critic.model.lora_rank", lora, 0)
         require("critic.model.mtp.enable", self.model.mtp.enable, False)
-        require("critic.value.tokens_per_block", self.value.tokens_per_block, None)
+        if self.value.tokens_per_block is not None:
+            self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        """Raises ValueError where the head cannot take response tokens in blocks: it must hold them in their order."""
+        sizes = self.megatron
+        require(
+            "critic.megatron.context_parallel_size", sizes.context_parallel_size, 1, "critic.value.tokens_per_block"
+        )
+        if sizes.sequence_parallel and sizes.tensor_model_parallel_size > 1 and not self.model.use_remove_padding:
+            raise ValueError(
+                f"critic.value.tokens_per_block is {self.value.tokens_per_block}; sequence parallelism allows it with "
+                "packed sequences only; set critic.model.use_remove_padding=true, "
+                "critic.megatron.sequence_parallel=false or critic.value.tokens_per_block=null"
+            )
 
     def validate(self, n_gpus: int, train_batch_size: int) -> None:
         """Checks packages and sizes; verl calls it on the driver before it starts Ray.
@@ -88,12 +140,50 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
             require_divisor(field, pieces, "num_hidden_layers", text.num_hidden_layers)
 
 
-def require(field: str, value: Any, allowed: Any) -> None:
+def saved_facts(megatron: Any) -> dict[str, Any]:
+    """Returns what a checkpoint's manifest notes of the engine.
+
+    Args:
+        megatron: the section ``critic.megatron``.
+    """
+    sizes = {name: 1 if (size := getattr(megatron, name)) is None else int(size) for name in SIZE_NAMES}
+    return {ENGINE: "megatron", SIZES: sizes, RESHARDABLE: bool(getattr(megatron, RESHARDABLE))}
+
+
+def refuse_saved(folder: Path, facts: Mapping[str, Any], megatron: Any, contents: Collection[str]) -> None:
+    """Refuses a checkpoint whose parts megatron-core cannot divide anew.
+
+    Weights load into any sizes. So do the optimizer's states that were saved with
+    ``dist_ckpt_optim_fully_reshardable``, and random states never.
+
+    Args:
+        folder: of the checkpoint.
+        facts: of its manifest.
+        megatron: the section ``critic.megatron`` of the run that shall load it.
+        contents: ``critic.checkpoint.load_contents``.
+
+    Raises:
+        ValueError: names the sizes that differ.
+    """
+    refuse_other_engine(folder, facts, "megatron")
+    here = saved_facts(megatron)[SIZES]
+    saved = facts.get(SIZES, here)
+    differing = [
+        f"{name} {saved.get(name)} there and {here[name]} here" for name in here if saved.get(name) != here[name]
+    ]
+    divisible = facts.get(RESHARDABLE) and saved.get(DISTRIBUTED) == here[DISTRIBUTED]
+    loadable = {"model", "hf_model"} | ({"optimizer"} if divisible else set())
+    if differing and not set(contents) <= loadable:
+        raise ValueError(
+            f"critic.megatron has {', '.join(differing)}, for {folder}; other sizes load {sorted(loadable)} of it; set "
+            f"the sizes as they were, or critic.checkpoint.load_contents=[{','.join(sorted(loadable - {'hf_model'}))}]"
+        )
+
+
+def require(field: str, value: Any, allowed: Any, who: str = "the critic on Megatron") -> None:
     """Raises ValueError unless a setting has the one value that is allowed."""
     if value != allowed:
-        raise ValueError(
-            f"{field} is {value!r}; the critic on Megatron runs with {allowed!r} only; set {field}={allowed}"
-        )
+        raise ValueError(f"{field} is {value!r}; {who} runs with {allowed!r} only; set {field}={allowed}")
 
 
 def require_divisor(field: str, size: int, name: str, number: int | None) -> None:

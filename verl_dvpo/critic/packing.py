@@ -38,10 +38,13 @@ class ResponseTokens:
         starts = (prompts.offsets().diff() + lengths).cumsum(0) - lengths  # where each response begins
         return cls(rows, columns, starts[rows] + columns - 1)
 
+    def in_sequences(self, micro_batch: TensorDict) -> Tensor:
+        """(L,): the states' positions, each counted from the beginning of its own sequence."""
+        return self.states - micro_batch["input_ids"].offsets()[:-1][self.rows]
+
     def in_padded(self, micro_batch: TensorDict, width: int) -> Tensor:
         """(L,): the states' positions where sequences are padded on the right to ``width`` and laid end to end."""
-        starts = micro_batch["input_ids"].offsets()[:-1]
-        return self.states - starts[self.rows] + self.rows * width
+        return self.in_sequences(micro_batch) + self.rows * width
 
     def padded(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """Pads: (L, ...) -> (B, T, ...) with (B, T) = ``shape`` and zeros elsewhere; differentiable."""

@@ -100,6 +100,7 @@ class DistributionalCriticWorker(TrainingWorker):
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
         hidden_size = self.model_config.hf_config.get_text_config().hidden_size
         facts = {**self._run, "step": global_step, "base_model": base_name(self.model_config.path)}
+        facts |= self.engine.saved_facts()
         manifest = checkpoints.describe_critic("checkpoint", self.settings, self.family.num_outputs, hidden_size, facts)
         checkpoints.seal(folder, manifest, self.family)
 
@@ -113,7 +114,7 @@ class DistributionalCriticWorker(TrainingWorker):
             ValueError: a file is missing or changed, or another family or other sizes were saved; nothing was loaded.
         """
         if local_path is not None:
-            checkpoints.verify(Path(local_path), self.settings, self.family.num_outputs)
+            checkpoints.verify(Path(local_path), self.settings, self.family.num_outputs, self.engine.refuse_saved)
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         if local_path is not None:
             checkpoints.load_state(Path(local_path), self.family)

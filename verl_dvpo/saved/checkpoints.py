@@ -74,7 +74,8 @@ def _critic_problem(part: Path, *, read: bool) -> str:
 
     Files of ranks on other machines are not there to be compared.
     """
-    if not (part / FILE).is_file() and not any(part.glob("*_rank_0.pt")):
+    of_rank_0 = [*part.glob("*_rank_0.pt"), *part.glob("model/huggingface/config.json")]  # FSDP's, and Megatron's
+    if not (part / FILE).is_file() and not of_rank_0:
         return ""
     try:
         manifest = read_manifest(part, "checkpoint")

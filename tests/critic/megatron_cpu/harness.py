@@ -9,16 +9,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
 from verl.trainer.config import CheckpointConfig
-from verl.workers.config import McoreEngineConfig, McoreOptimizerConfig, TrainingWorkerConfig
-from verl.workers.engine.base import EngineRegistry
+from verl.workers.config import McoreOptimizerConfig, TrainingWorkerConfig
 from verl.workers.utils.losses import value_loss
 
-from critic.megatron_cpu import layers
 from verl_dvpo.critic.config import ValueModelConfig, family_config
-from verl_dvpo.critic.engine import MODEL_TYPE
-from verl_dvpo.critic.megatron import MegatronDistributionalEngine
 from verl_dvpo.critic.megatron_bridge import without_output_layers
-from verl_dvpo.critic.megatron_config import DistributionalMegatronCriticConfig
+from verl_dvpo.critic.megatron_config import DistributionalMegatronCriticConfig, MegatronEngineConfig
 from verl_dvpo.critic.worker import DistributionalCriticWorker
 
 
@@ -26,15 +22,6 @@ class Tokenizer:
     """All that verl's engine asks of a tokenizer."""
 
     pad_token_id = 0
-
-
-@EngineRegistry.register(model_type=MODEL_TYPE, backend="megatron", device="cpu")
-class CPUEngine(MegatronDistributionalEngine):
-    """Ours, with layers that need no Transformer Engine."""
-
-    def _build_tf_config(self) -> None:
-        super()._build_tf_config()
-        layers.use_local_layers(self.bridge._bridge)
 
 
 def join(rank: int, world_size: int, port: int) -> None:
@@ -57,21 +44,22 @@ def make_worker(
     value: dict[str, Any],
     packed: bool = True,
     dtype: str = "float32",
+    use_dynamic_bsz: bool = False,
     saved: tuple[str, ...] = ("model", "optimizer"),
     **megatron: Any,
 ) -> DistributionalCriticWorker:
     """The worker that the trainer would start; the parallel layout may differ from the last worker's."""
     parallel_state.destroy_model_parallel()
-    engine_config = McoreEngineConfig(
+    engine_config = MegatronEngineConfig(
         vanilla_mbridge=True,
-        use_dynamic_bsz=False,
         micro_batch_size_per_gpu=2,
         infer_micro_batch_size_per_gpu=2,
         max_token_len_per_gpu=64,
         infer_max_token_len_per_gpu=64,
+        dtype=dtype,
+        use_dynamic_bsz=use_dynamic_bsz,
         **megatron,
     )
-    object.__setattr__(engine_config, "dtype", dtype)  # verl lets users choose among half precisions only
     optimizer = McoreOptimizerConfig(
         lr=1e-2, clip_grad=1e9, total_training_steps=10, lr_warmup_steps=0, weight_decay=0.0
     )
@@ -152,11 +140,3 @@ def optimizer_states(worker: DistributionalCriticWorker) -> dict[str, dict[str, 
         for part in worker.engine.optimizer.chained_optimizers
         for parameter in part.model_param_group_index_map
     }
-
-
-def open_states(worker: DistributionalCriticWorker) -> None:
-    """Gives a fresh optimizer the states to load into; torch's AdamW, unlike Transformer Engine's, has none yet."""
-    for part in worker.engine.optimizer.chained_optimizers:
-        part.init_state_fn(part.optimizer, part.config)
-        for state in part.optimizer.state.values():
-            state.setdefault("step", torch.tensor(0.0))
