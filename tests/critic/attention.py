@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, modeling_utils
 from transformers.integrations import flash_attention
 from verl.models.transformers import monkey_patch
 
@@ -17,6 +17,7 @@ NAME = "flash_attention_of_tests"
 def register() -> None:
     """Adds the attention to transformers' in this process; where flash-attention's kernel is called, ours is."""
     AttentionInterface.register(NAME, flash_attention.flash_attention_forward)
+    modeling_utils.lazy_import_flash_attention = lambda name: None  # it looks for a package of that name
     monkey_patch._flash_attention_forward = _kernel
 
 
