@@ -126,7 +126,6 @@ def test_servers_apart_get_the_weights_of_a_policy_that_moves(demo, tmp_path):
         "trainer_mode=separate_async",
         "trainer.v1.separate_async.parameter_sync_step=2",
         "trainer.v1.separate_async.num_warmup_batches=0",
-        "actor_rollout_ref.hybrid_engine=false",
     ]
     _, *records = steps(demo, tmp_path, "algorithm=dvpo", *apart, *moving, *WATCHED)
     assert [record["training/global_step"] for record in records] == [1, 2]

@@ -83,6 +83,7 @@ def test_good_asynchronous_configurations_pass(files, mode):
             f"{APART} actor_rollout_ref.rollout.checkpoint_engine.backend=naive",
             ["actor_rollout_ref.rollout.checkpoint_engine.backend", "'naive'", "gloo"],
         ),
+        (f"{APART} actor_rollout_ref.hybrid_engine=false", ["actor_rollout_ref.hybrid_engine is False", "True"]),
         (f"{APART} actor_rollout_ref.rollout.nnodes=0", ["actor_rollout_ref.rollout.nnodes is 0", ">= 1"]),
         ("noise=flip noise.rate=1.5", ["noise.rate", "1.5"]),
         ("critic.value.family=no_such.Family", ["critic.value.family", "'no_such.Family'", "PYTHONPATH"]),

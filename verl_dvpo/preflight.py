@@ -173,6 +173,11 @@ def _check_servers_apart(config: DictConfig) -> int:
             f"{field} is {updates!r}; times actor_rollout_ref.actor.ppo_mini_batch_size, which is {size}, it must be "
             f"data.train_batch_size, which is {config.data.train_batch_size}; change one of the three"
         )
+    if not config.actor_rollout_ref.get("hybrid_engine", True):
+        raise ValueError(
+            "actor_rollout_ref.hybrid_engine is False; trainer_mode=separate_async allows True, because verl 0.9.1 "
+            "fails at its own message about it; leave it out: servers beside the actor are idle in training"
+        )
     rollout = config.actor_rollout_ref.rollout
     if rollout.checkpoint_engine.backend == "naive":
         raise ValueError(
