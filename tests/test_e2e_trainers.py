@@ -57,9 +57,7 @@ def nodes_of(kind: str) -> set[str]:
     """The nodes on which actors of a class ran in this module's last run."""
     rows = ray_state.actors().values()
     last = max(row["StartTime"] for row in rows if "TaskRunner" in row["ActorClassName"])
-    return {
-        row["Address"]["NodeID"] for row in rows if kind in row["ActorClassName"] and row["StartTime"] >= last
-    }
+    return {row["Address"]["NodeID"] for row in rows if kind in row["ActorClassName"] and row["StartTime"] >= last}
 
 
 def lambda_returns(answer: Answer, gamma: float, lam: float) -> np.ndarray:

@@ -51,7 +51,8 @@ def draw_as_two_ranks(worker) -> None:
     build, turns = worker.family.build_targets, itertools.count()
 
     def build_targets(*arguments, generator, **more):
-        worker.engine.get_data_parallel_rank = lambda rank=next(turns): rank
+        rank = next(turns)
+        worker.engine.get_data_parallel_rank = lambda: rank
         generator = worker._generator(1, generator.device)
         return build(*arguments, generator=generator, **more)
 
@@ -82,6 +83,4 @@ def test_two_ranks_have_the_values_loss_and_gradients_of_one(case, two, model):
     names = [name for name in metrics if name == "loss" or name.startswith("critic/")]
     assert len(names) >= 4
     for name in names:
-        torch.testing.assert_close(
-            torch.tensor(got[name]), torch.tensor(metrics[name]), rtol=1e-5, atol=1e-6, msg=name
-        )
+        torch.testing.assert_close(torch.tensor(got[name]), torch.tensor(metrics[name]), rtol=1e-5, atol=1e-6, msg=name)

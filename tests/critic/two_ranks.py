@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two ranks that learn the same in several ways, one after the other; run by test_ranks.py in processes of their own."""
+"""One of two ranks that learn in several ways, one after the other; run by test_ranks.py in a process of its own."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights arrive as they were sent, whatever their sizes; policies that are saved to be used later stay as they were."""
+"""Weights arrive as they were sent, whatever their sizes; saved policies stay as they were while the actor learns."""
 
 import asyncio
 from pathlib import Path
