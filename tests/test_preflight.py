@@ -34,6 +34,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["platform=cpu", "+task=demo", f"demo.dir={folder}"]
 
 
+#: Four updates of actor and critic between two transfers of weights to rollout servers apart.
+APART = "trainer_mode=separate_async actor_rollout_ref.actor.ppo_mini_batch_size=16 critic.ppo_mini_batch_size=8"
+
+
 def check(files: list[str], *overrides: str) -> None:
     preflight.check(compose_config("dvpo_trainer", *files, *overrides))
 
@@ -41,6 +45,11 @@ def check(files: list[str], *overrides: str) -> None:
 @pytest.mark.parametrize("algorithm", ["dvpo", "ppo", "grpo"])
 def test_good_configurations_pass(files, algorithm):
     check(files, f"algorithm={algorithm}")
+
+
+@pytest.mark.parametrize("mode", ["trainer_mode=colocate_async", APART])
+def test_good_asynchronous_configurations_pass(files, mode):
+    check(files, *mode.split())
 
 
 @pytest.mark.parametrize(
@@ -71,6 +80,17 @@ def test_good_configurations_pass(files, algorithm):
             ["critic.megatron.context_parallel_size is 2", "platform=cpu allows 1"],
         ),
         ("critic.ppo_mini_batch_size=48", ["critic.ppo_mini_batch_size", "48", "data.train_batch_size", "64"]),
+        (
+            "trainer_mode=separate_async",
+            ["trainer.v1.separate_async.parameter_sync_step is 4", "data.train_batch_size, which is 64"],
+        ),
+        (f"{APART} critic.ppo_mini_batch_size=64", ["critic.ppo_mini_batch_size is 64", "actor's mini-batch", "16"]),
+        (
+            f"{APART} actor_rollout_ref.rollout.checkpoint_engine.backend=naive",
+            ["actor_rollout_ref.rollout.checkpoint_engine.backend", "'naive'", "gloo"],
+        ),
+        (f"{APART} actor_rollout_ref.hybrid_engine=false", ["actor_rollout_ref.hybrid_engine is False", "True"]),
+        (f"{APART} actor_rollout_ref.rollout.nnodes=0", ["actor_rollout_ref.rollout.nnodes is 0", ">= 1"]),
         ("noise=flip noise.rate=1.5", ["noise.rate", "1.5"]),
         ("critic.value.family=no_such.Family", ["critic.value.family", "'no_such.Family'", "PYTHONPATH"]),
         ("+critic.dvpo.num_heads=3", ["critic.dvpo", "critic.value"]),

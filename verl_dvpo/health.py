@@ -37,6 +37,7 @@ PARTS = {
     "AgentLoopWorker": "agent-loop worker",
     "RewardLoopWorker": "reward worker",
     "WorkerDict": "training process of actor and critic",
+    "CheckpointEngineWorker": "receiver of a rollout server's weights",
     "TransferQueueController": "TransferQueue's controller",
     "StorageUnit": "TransferQueue's storage",
     "LoadBalancer": "load balancer of the rollout servers",

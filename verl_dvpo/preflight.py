@@ -188,14 +188,46 @@ def _check_mini_batches(config: DictConfig, with_critic: bool) -> None:
 
     verl fills a batch up to whole mini-batches, and one of padding alone has no tokens: its loss is not a number.
     """
-    prompts = config.data.train_batch_size
+    prompts, called = config.data.train_batch_size, "data.train_batch_size"
+    if config.trainer.v1.trainer_mode == "dvpo_separate_async":
+        prompts, called = _check_servers_apart(config), "the actor's mini-batch under trainer_mode=separate_async"
     fields = ["actor_rollout_ref.actor.ppo_mini_batch_size"] + ["critic.ppo_mini_batch_size"] * with_critic
     for field in fields:
         size = OmegaConf.select(config, field)
         if prompts % size != 0:
+            raise ValueError(f"{field} is {size!r}; it must divide {called}, which is {prompts}; change one of the two")
+
+
+def _check_servers_apart(config: DictConfig) -> int:
+    """Refuses what verl refuses when Ray runs; returns the prompts of one update: the actor's mini-batch.
+
+    There a batch is ``parameter_sync_step`` updates of actor and critic, after which rollout servers get weights.
+    """
+    field = "trainer.v1.separate_async.parameter_sync_step"
+    updates, size = OmegaConf.select(config, field), config.actor_rollout_ref.actor.ppo_mini_batch_size
+    if updates * size != config.data.train_batch_size:
+        raise ValueError(
+            f"{field} is {updates!r}; times actor_rollout_ref.actor.ppo_mini_batch_size, which is {size}, it must be "
+            f"data.train_batch_size, which is {config.data.train_batch_size}; change one of the three"
+        )
+    if not config.actor_rollout_ref.get("hybrid_engine", True):
+        raise ValueError(
+            "actor_rollout_ref.hybrid_engine is False; trainer_mode=separate_async allows True, because verl 0.9.1 "
+            "fails at its own message about it; leave it out: servers beside the actor are idle in training"
+        )
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.checkpoint_engine.backend == "naive":
+        raise ValueError(
+            "actor_rollout_ref.rollout.checkpoint_engine.backend is 'naive'; trainer_mode=separate_async allows "
+            "engines that reach another process; give nccl, or gloo with platform=cpu"
+        )
+    for name in ("nnodes", "n_gpus_per_node"):
+        if rollout[name] < 1:
             raise ValueError(
-                f"{field} is {size!r}; it must divide data.train_batch_size, which is {prompts}; change one of the two"
+                f"actor_rollout_ref.rollout.{name} is {rollout[name]!r}; trainer_mode=separate_async allows >= 1; "
+                "give the devices of the rollout servers apart"
             )
+    return int(size)
 
 
 def _data_files(config: DictConfig) -> Iterator[tuple[str, str]]:
@@ -274,6 +306,12 @@ def _check_platform(config: DictConfig) -> None:
         raise ValueError(
             f"critic.megatron.context_parallel_size is {parts}; platform=cpu allows 1, as its attention sees whole "
             "sequences; set critic.megatron.context_parallel_size=1"
+        )
+    field = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
+    if (size := OmegaConf.select(config, field, default=1)) > 1:
+        raise ValueError(
+            f"{field} is {size!r}; platform=cpu allows 1, as verl joins the parts of a sequence in flash-attention "
+            f"only; set {field}=1"
         )
     os.environ["VERL_PLATFORM"] = "cpu"
     from verl.plugin.platform.platform_manager import get_platform, set_platform

@@ -85,7 +85,8 @@ def staleness(tags: list[dict[str, Any]], version: int) -> dict[str, float]:
         tags: of the samples in TransferQueue; ``min_global_steps`` is the version of the weights that began a sample.
         version: of the weights now.
     """
-    begun = [tag["min_global_steps"] for tag in tags if tag.get("min_global_steps") is not None]
+    own = [tag for tag in tags if not tag.get("is_padding", False)]
+    begun = [tag["min_global_steps"] for tag in own if tag.get("min_global_steps") is not None]
     ages = [max(0, version - each) for each in begun]
     if not ages:
         return {}

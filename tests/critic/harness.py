@@ -58,6 +58,7 @@ def make_worker(
     value: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
     critic: dict[str, Any] | None = None,
+    attention: str = "sdpa",
     **model_settings: Any,
 ) -> DistributionalCriticWorker:
     """The worker that the trainer would start, with its loss set as the trainer sets it."""
@@ -76,7 +77,7 @@ def make_worker(
         path=model,
         load_tokenizer=False,
         **{
-            "override_config": {"attn_implementation": "sdpa"},
+            "override_config": {"attn_implementation": attention},
             "use_remove_padding": True,
             "enable_gradient_checkpointing": False,
             **model_settings,

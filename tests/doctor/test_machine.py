@@ -298,9 +298,8 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 
 
 def test_what_the_cpu_platform_gives_to_ray_is_in_numbers():
-    """Its YAML has references to other fields."""
     found = machine_checks.cpu_platform()
-    assert (found["num_cpus"], found["num_gpus"], found["object_store_memory"]) == (32, 1, 500_000_000)
+    assert (found["num_cpus"], found["num_gpus"], found["object_store_memory"]) == (32, 16, 500_000_000)
     assert found["runtime_env"]["env_vars"]["VERL_PLATFORM"] == "cpu"
 
 

@@ -160,6 +160,33 @@ _EVERYWHERE = (
         why="vLLM's CPU engine needs another way to load weights",
     ),
     Entry(
+        symbol="verl.checkpoint_engine.base:CheckpointEngineRegistry.register",
+        kind=Kind.REGISTER,
+        ours=f"{_CPU}.checkpoint_engine",
+        moment=Moment.IMPORT,
+        platform="cpu",
+        what="the checkpoint engine gloo, which sends weights to rollout servers apart",
+        why="verl's own need an accelerator or its network",
+        relies_on=(
+            "verl.checkpoint_engine.base:CheckpointEngineManager.build_process_group",
+            "verl.checkpoint_engine.base:CheckpointEngineManager.update_weights",
+            "verl.checkpoint_engine.base:CheckpointEngineWorker.update_weights",
+        ),
+    ),
+    Entry(
+        symbol="verl.utils.fsdp_utils:fsdp2_sharded_save_to_cpu",
+        kind=Kind.WRAP,
+        ours=f"{_CPU}.patches:saved_copies",
+        moment=Moment.IMPORT,
+        platform="cpu",
+        what="what is saved of a model's parameters are copies",
+        why="verl moves them to the CPU, which returns the parameters themselves here: a saved policy would learn on",
+        relies_on=(
+            "verl.utils.fsdp_utils:fsdp2_sharded_load_from_cpu",
+            "verl.experimental.separation.engine_workers:DetachActorWorker._get_strategy_handlers",
+        ),
+    ),
+    Entry(
         symbol="verl.trainer.ppo.core_algos:register_adv_est",
         kind=Kind.REGISTER,
         ours="verl_dvpo.estimator",

@@ -51,6 +51,11 @@ CALLS: tuple[Entry, ...] = (
     _call("verl.utils.fsdp_utils:fsdp2_load_full_state_dict", "verl_dvpo.critic.fsdp", "fills the head"),
     _call("verl.utils.torch_dtypes:PrecisionType", "verl_dvpo.critic.fsdp", "reads a type's name", members="to_dtype"),
     _call("verl.utils.ulysses:gather_outputs_and_unpad", "verl_dvpo.critic.fsdp", "gathers outputs of a sequence"),
+    _call(
+        "verl.workers.rollout.utils:ensure_async_iterator",
+        "verl_dvpo.platforms.cpu.checkpoint_engine",
+        "takes weights from either kind of generator",
+    ),
     _call("verl.utils.megatron_utils:unwrap_model", "verl_dvpo.critic.megatron_bridge", "finds the output layer"),
     _call("verl.utils.tensordict_utils:get", "verl_dvpo.critic.worker", "reads metrics"),
     _call("verl.utils.tensordict_utils:pop", "verl_dvpo.critic.worker", "takes scalars out of a batch"),

@@ -72,7 +72,8 @@ class DistributionalFSDPCriticConfig(FSDPCriticConfig):
         value: the settings of the family.
 
     Raises:
-        ValueError: ``value`` names no family, ``model`` is verl's own section, or ``strategy`` is not one of FSDP.
+        ValueError: ``value`` names no family, ``model`` is verl's own section, ``strategy`` is not one of FSDP, or
+            sequences are cut (``fsdp.ulysses_sequence_parallel_size``) without flash-attention.
     """
 
     value: Any = None
@@ -85,6 +86,14 @@ class DistributionalFSDPCriticConfig(FSDPCriticConfig):
                 "for Megatron-core put +critic_engine=megatron after the algorithm"
             )
         attach_family(self)
+        size = self.fsdp.ulysses_sequence_parallel_size
+        attention = self.model.override_config.get("attn_implementation", "flash_attention_2")
+        if size > 1 and not attention.startswith("flash_attention"):
+            raise ValueError(
+                f"critic.fsdp.ulysses_sequence_parallel_size is {size}; 1 is allowed where "
+                f"critic.model.override_config.attn_implementation is {attention!r}, because verl joins the parts of a "
+                "sequence in flash-attention only; give one of the two another value"
+            )
 
 
 def attach_family(critic: Any) -> None:

@@ -13,7 +13,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
-from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout import llm_server
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
 
 from verl_dvpo.cli import main as command
 from verl_dvpo.platforms.cpu.agent_loops import CPUAgentLoopWorker, SeededClient, derived_seed
@@ -78,6 +80,41 @@ def test_turns_of_one_answer_draw_apart(monkeypatch):
     assert first["top_p"] == 0.9
     assert sent[0][3] == {"priority": 7}
     assert unseeded == {"top_p": 0.9}
+
+
+def test_what_is_left_of_an_interrupted_answer_draws_apart(monkeypatch):
+    """An update ends the request; another goes on behind the tokens that there are, and must not draw them again."""
+    sent = []
+    answers = [([7, 8], "aborted", 1), ([], "aborted", 1), ([9], "completed", 3)]
+
+    async def as_a_server_answers(self, request_id, *, prompt_ids, sampling_params, **kwargs):
+        sent.append((prompt_ids, sampling_params))
+        tokens, reason, version = answers[len(sent) - 1]
+        return TokenOutput(
+            token_ids=tokens,
+            log_probs=[-0.5] * len(tokens),
+            stop_reason=reason,
+            num_preempted=0,
+            extra_fields={"global_steps": version},
+        )
+
+    async def at_once(seconds):
+        pass
+
+    monkeypatch.setattr(LLMServerClient, "generate", as_a_server_answers)
+    monkeypatch.setattr(llm_server.asyncio, "sleep", at_once)
+    client = FullyAsyncLLMServerClient(OmegaConf.create({}))
+    worker = CPUAgentLoopWorker.__new__(CPUAgentLoopWorker)
+    worker.llm_client = client
+    worker.choose_client()
+    given = {"seed": 5, "max_tokens": 10}
+    whole = asyncio.run(client.generate("r", prompt_ids=[1, 2], sampling_params=given))
+    assert whole.token_ids == [7, 8, 9]
+    assert (whole.extra_fields["min_global_steps"], whole.extra_fields["max_global_steps"]) == (1, 3)
+    assert [prompt for prompt, _ in sent] == [[1, 2], [1, 2, 7, 8], [1, 2, 7, 8]]
+    seeds = [params["seed"] for _, params in sent]
+    assert seeds == [derived_seed(5, [1, 2])] + [derived_seed(5, [1, 2, 7, 8])] * 2
+    assert given == {"seed": 5, "max_tokens": 10}
 
 
 def test_order_is_that_of_the_data_then_of_the_answers():

@@ -35,7 +35,7 @@ import ray
 from verl.experimental.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
-from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient
 
 from verl_dvpo.compat.apply import apply_in_this_process
 from verl_dvpo.compat.entry import Moment
@@ -231,6 +231,10 @@ class OneServerClient(SeededClient):
         pass
 
 
+class SeededAsyncClient(FullyAsyncLLMServerClient, SeededClient):
+    """Derives a seed for what is left of an answer that an update has interrupted, too."""
+
+
 def has_one_server(config: Any) -> bool:
     """Tells whether all training processes together make one rollout server."""
     rollout = config.actor_rollout_ref.rollout
@@ -251,8 +255,14 @@ class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):  # 
         apply_in_this_process(Moment.AGENT_LOOP_WORKER)
         if self.reward_loop_worker_handles is not None and not self.config.reward.reward_model.enable:
             self.reward_loop_worker_handles = [InProcessReward(self.config)]
+        self.choose_client()
+
+    def choose_client(self) -> None:
+        """Puts a client of ours in the place of verl's; one of the user's own stays."""
         if type(self.llm_client) is LLMServerClient:
             self.llm_client.__class__ = OneServerClient if has_one_server(self.config) else SeededClient
+        elif type(self.llm_client) is FullyAsyncLLMServerClient:
+            self.llm_client.__class__ = SeededAsyncClient
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         rollout = self.config.actor_rollout_ref.rollout

@@ -63,6 +63,19 @@ def skip_single_partitions(original: Callable[..., list[list[int]]]) -> Callable
     return partitions
 
 
+def saved_copies(original: Callable[..., tuple[dict[str, Any], Any]]) -> Callable[..., tuple[dict[str, Any], Any]]:
+    """Copies the parameters that verl saves, to compute with an older policy and then go on with the present one.
+
+    ``trainer_mode=separate_async`` with ``parameter_sync_step`` above 1 does so for the old log-probabilities.
+    """
+
+    def save(model: Any) -> tuple[dict[str, Any], Any]:
+        state, spec = original(model)
+        return {name: (tensor.clone(), own) for name, (tensor, own) in state.items()}, spec
+
+    return save
+
+
 def register_engines(fsdp: ModuleType) -> None:
     """Registers verl's FSDP2 engines for the CPU, without their CPU offload.
 
