@@ -147,15 +147,17 @@ def find_columns(dataset: DataSet, present: Iterable[str], chosen: Mapping[str, 
     there = list(dict.fromkeys(present))
     known = {name: each for each in dataset.fields for name in (each.name, *each.columns)}
     named = {}
-    for field, column in chosen.items():
-        if field not in known:
+    for chosen_name, chosen_column in chosen.items():
+        if chosen_name not in known:
             raise ValueError(
-                f"column is '{field}={column}'; {dataset.name} has the fields "
+                f"column is '{chosen_name}={chosen_column}'; {dataset.name} has the fields "
                 f"{', '.join(each.name for each in dataset.fields)}; name one of them"
             )
-        if column not in there:
-            raise ValueError(f"column is '{field}={column}'; the source has {', '.join(there)}; name one of these")
-        named[known[field].name] = column
+        if chosen_column not in there:
+            raise ValueError(
+                f"column is '{chosen_name}={chosen_column}'; the source has {', '.join(there)}; name one of these"
+            )
+        named[known[chosen_name].name] = chosen_column
     found = dict(named)
     for field in dataset.fields:
         column = next((each for each in field.columns if each in there), None)

@@ -168,7 +168,7 @@ def read_samples(path: Path, rows: Sequence[Row]) -> list[list[str]]:
     by_key: dict[str, list[str]] = {}
     for line in lines:
         value = line.get(column or "")
-        texts = value if isinstance(value, list) else [value]
+        texts: list[Any] = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{column} is {value!r} in {path}; text is allowed; correct the file")
         by_key.setdefault(str(line.get(key or "")), []).extend(texts)
