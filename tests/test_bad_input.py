@@ -137,12 +137,33 @@ CASES = {
         "family": (lambda at: [*pretraining(at), "--family", "nothing"], "nothing"),
         "setting": (lambda at: [*pretraining(at), "--set", "num_heads"], "name=value"),
     },
+    "estimate": {
+        "unknown recipe": (lambda at: ["nothing"], "nothing"),
+        "unknown GPU": (lambda at: ["qwen3_8b_math", "--gpu", "abacus"], "abacus"),
+    },
+    "data": {
+        "unknown set": (lambda at: ["nothing", "--out", at / "o"], "nothing"),
+        "no file": (lambda at: ["math500", "--source", at / "no.parquet", "--out", at / "o"], "no.parquet"),
+        "missing column": (lambda at: ["math500", "--source", a_row(at / "m.jsonl"), "--out", at / "o"], "problem"),
+    },
+    "pseudo-labels": {
+        "no data": (
+            lambda at: ["--data", at / "no.parquet", "--samples", a_row(at / "s.jsonl"), "--out", at / "o"],
+            "no.parquet",
+        ),
+    },
     "doctor": {
         "no run": (lambda at: [at / "no"], "a folder or file that exists"),
         "still going": (lambda at: [run_folder(at / "r")], "holds no finished step yet"),
         "unknown check": (lambda at: ["--only", "nothing"], "nothing"),
     },
 }
+
+
+def a_row(file: Path) -> Path:
+    """A row whose columns no set has."""
+    file.write_text('{"a": 1}\n')
+    return file
 
 
 def pretraining(at: Path, *, model: Path | str | None = None, rollouts: Path | None = None, row: dict | None = None):

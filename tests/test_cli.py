@@ -110,15 +110,18 @@ def test_every_command_that_ships_is_found_and_teaches_with_an_example(capsys):
     tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
     ours = {
+        "data",
         "demo-data",
         "demo",
         "doctor",
         "domains",
         "exam-data",
+        "estimate",
         "export",
         "gate",
         "lab",
         "plot",
+        "pseudo-labels",
         "pretrain-critic",
         "run",
         "study",

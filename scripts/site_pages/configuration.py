@@ -54,7 +54,7 @@ def fields_of(text: str) -> list[Field]:
             shared = _comment_above(lines, line) or ("" if line and not lines[line - 1].strip() else shared)
             if not prefix and key.value == "defaults":
                 continue
-            written = None if is_section else text[value.start_mark.index : value.end_mark.index].strip()
+            written = None if is_section else _written(text, value)
             found.append(Field(f"{prefix}{key.value}", written, shared))
             if is_section:
                 walk(value, f"{prefix}{key.value}.")
@@ -63,6 +63,13 @@ def fields_of(text: str) -> list[Field]:
     if isinstance(root, yaml.MappingNode):
         walk(root, "")
     return found
+
+
+def _written(text: str, value: yaml.Node) -> str:
+    """Returns a value as the file has it, a list of several lines in one."""
+    if isinstance(value, yaml.SequenceNode) and not value.flow_style:
+        return "[" + ", ".join(f"'{each.value}'" for each in value.value) + "]"
+    return text[value.start_mark.index : value.end_mark.index].strip()
 
 
 def heading_of(text: str) -> str:

@@ -63,8 +63,15 @@ def fields_of_class(name: str) -> dict[str, tuple[str, str | None]]:
         found |= fields_of_class(base.id) if isinstance(base, ast.Name) else {}
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            if _is_shared(line.annotation):
+                continue
             found[line.target.id] = (_allowed(line.annotation), ast.unparse(line.value) if line.value else None)
     return found
+
+
+def _is_shared(annotation: ast.expr) -> bool:
+    """Tells whether an annotation is that of an attribute of the class, which is no field."""
+    return isinstance(annotation, ast.Subscript) and getattr(annotation.value, "id", "") == "ClassVar"
 
 
 def type_of(cls: str, names: list[str]) -> str:

@@ -128,6 +128,11 @@ VERLS: dict[str, tuple[str, str]] = {
         "1 - var(R - V)/var(R) over valid tokens, R the λ-return. Below 0 the values are worse than a constant.",
     ),
     "critic/grad_norm": ("", "Norm of the critic's gradient before clipping."),
+    "critic/loss": ("", "The loss that is differentiated, summed over the micro-batches of an update."),
+    "critic/mfu": (
+        "share in [0, 1]",
+        "Operations of an update against the peak of the devices, as verl estimates them.",
+    ),
     "critic/lr": ("", "Learning rate of the critic."),
     "critic/score/mean": ("reward", "Mean reward of an answer, before a KL penalty."),
     "critic/rewards/mean": ("reward", "The same with the penalty; with `flowrl` that of the balance."),
@@ -145,5 +150,8 @@ VERLS: dict[str, tuple[str, str]] = {
     "response_length/mean": ("tokens", "Mean length of an answer."),
     "response_length/clip_ratio": ("share in [0, 1]", "Answers that were cut at the longest length."),
     "perf/time_per_step": ("s", "Wall-clock time of a step."),
+    "perf/max_memory_allocated_gb": ("GiB", "Most memory of tensors on a device so far; 0 without an accelerator."),
+    "perf/max_memory_reserved_gb": ("GiB", "The same with what torch keeps for later."),
+    "perf/cpu_memory_used_gb": ("GiB", "Memory in use on the machine, of all programs."),
     "perf/throughput": ("tokens/s", "Tokens of prompts and answers per second and device."),
 }

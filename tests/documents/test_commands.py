@@ -16,7 +16,7 @@ import click
 import pytest
 import typer
 from documents.shell import MARKERS, PAGES, UTILITIES, Command, blocks, commands, overrides
-from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
 import verl_dvpo.plugin  # noqa: F401  (puts verl_dvpo.config on the search path)
@@ -145,20 +145,16 @@ def test_overrides_compose(monkeypatch, tmp_path):
     """Each configuration that a command names is one that Hydra makes."""
     monkeypatch.chdir(tmp_path)
     seen, failed = set(), []
-    for place, where, words, _ in hydra_commands():
+    for place, where, words, marker in hydra_commands():
         folder, _, name = where.partition(":")
-        if (where, *words) in seen:
+        if (where, *words) in seen or marker == "needs the network":  # packages that are not installed
             continue
         seen.add((where, *words))
         GlobalHydra.instance().clear()
-        start = (
-            initialize_config_dir(str(ROOT / folder), version_base=None)
-            if folder
-            else initialize_config_module("verl.trainer.config", version_base=None)
-        )
+        more = [f"hydra.searchpath=[file://{ROOT / folder}]"] if folder else []
         try:
-            with start:
-                compose(name, overrides=words, return_hydra_config=True)
+            with initialize_config_module("verl.trainer.config", version_base=None):
+                compose(name, overrides=[*more, *words], return_hydra_config=True)
         except Exception as error:  # whatever is wrong with any of them is to be reported
             failed.append(f"{place}: {' '.join(words)}: {' '.join(str(error).split())[:300]}")
     assert not failed, "\n".join(failed)

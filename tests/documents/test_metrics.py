@@ -24,7 +24,7 @@ AUTO = {
 UPDATES = [
     {"share_every": 1},
     AUTO,
-    {"family": "robust_bellman", "num_heads": 3, "num_quantiles": None},
+    {"family": "robust_bellman", "num_heads": 3, "num_quantiles": None, "heads_see": "bootstrap"},
     {"family": "hl_gauss", "num_heads": None, "num_quantiles": None, "num_bins": 7},
     {
         "family": "value_flow",

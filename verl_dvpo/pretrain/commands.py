@@ -47,7 +47,13 @@ def pretrain_critic(
     refuse_taken(out)
     settings = family_settings(family, **parse_settings(set_ or []))
     config = FitConfig(epochs=epochs, batch_size=batch_size, lr=lr, gamma=gamma, lam=lam, patience=patience, seed=seed)
-    critic = ValueModel.build(model, settings, trust_remote_code=trust_remote_code)
+    try:
+        critic = ValueModel.build(model, settings, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model is {model!r}; a folder, or a name on a hub that can be reached, is allowed: {reason}"
+        ) from error
     found = read_rollouts(rollouts, critic.tokenizer)
     train, judge = split_by_prompt(found, held_out, seed)
     critic.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
