@@ -56,8 +56,10 @@ def on_the_cpu(engine: Any) -> Any:
             parts = [part for part in _parts(self.optimizer) if hasattr(part, "init_state_fn")]
             for part in parts:
                 open_states(part)
+                keep_steps(part)
             super().load_checkpoint(*args, **kwargs)
             for part in parts:
+                vars(part).pop("_set_main_param_and_optimizer_states", None)
                 count_steps(part)
 
     for name in METHODS:
@@ -75,6 +77,23 @@ def open_states(part: Any) -> None:
     part.init_state_fn(part.optimizer, part.config)
     for state in part.optimizer.state.values():
         state.setdefault("step", torch.tensor(0.0))
+
+
+def keep_steps(part: Any) -> None:
+    """Lets a state that is loaded for other parallel sizes leave the count of steps alone.
+
+    megatron-core 0.16.1 takes it out of what is loaded, and then asks for it, where torch's AdamW has one.
+    """
+    original = getattr(part, "_set_main_param_and_optimizer_states", None)
+    if original is None:  # not the distributed optimizer
+        return
+
+    def set_states(parameter: Any, tensors: dict[str, torch.Tensor]) -> None:
+        group, place = part.model_param_group_index_map[parameter]
+        state = part.optimizer.state[part.optimizer.param_groups[group]["params"][place]]
+        original(parameter, {"step": state["step"], **tensors} if "step" in state else tensors)
+
+    part._set_main_param_and_optimizer_states = set_states
 
 
 def count_steps(part: Any) -> None:
