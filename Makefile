@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 ALGORITHM ?= dvpo
 ARGS ?=
 
-.PHONY: install train test lint unit e2e docs clean
+.PHONY: install train test lint unit e2e long docs clean
 
 install:
 	@VENV=$(VENV) bash scripts/install.sh
@@ -28,7 +28,11 @@ unit: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not e2e" --numprocesses 2 --dist loadfile $(ARGS)
 
 e2e: install
-	RAY_worker_niceness=0 OMP_NUM_THREADS=2 $(PY) -m pytest -m e2e $(ARGS)
+	RAY_worker_niceness=0 OMP_NUM_THREADS=2 $(PY) -m pytest -m "e2e and not long" $(ARGS)
+
+# Trainers on two nodes, interrupted answers, a launcher of clusters.
+long: install
+	RAY_worker_niceness=0 OMP_NUM_THREADS=2 $(PY) -m pytest -m long $(ARGS)
 
 # A warning is an error. Material's notice that mkdocs 2 will need another theme is no warning of this site.
 docs: install

@@ -260,13 +260,11 @@ def test_a_critic_on_megatron_beside_an_actor_on_fsdp(demo, tmp_path):
     """In the actor's process; its checkpoint is exported as any other."""
     engine = ("+critic_engine=megatron", "critic.megatron.dtype=float32", "trainer.save_freq=2")
     _, *records = steps(demo, tmp_path, "algorithm=dvpo", *engine)
-    assert len(records) == 2
     assert all(math.isfinite(value) for record in records for value in record.values())
-    assert {"critic/quantile/q50", "critic/vf_loss", "critic/grad_norm"} <= records[0].keys()
-    assert records[0]["critic/vf_loss"] != records[1]["critic/vf_loss"]
+    first, second = (record["critic/vf_loss"] for record in records)
+    assert first != second
     assert all(record["critic/grad_norm"] > 0 for record in records)
-    saved = export(tmp_path, tmp_path / "critic")
-    facts = read_manifest(saved, "checkpoint").facts
+    facts = read_manifest(export(tmp_path, tmp_path / "critic"), "checkpoint").facts
     assert (facts["engine"], facts["step"]) == ("megatron", 2)
     values = ValueModel.from_pretrained(str(tmp_path / "critic")).values([[5, 6, 7, 8]])
     assert values[0].mean.isfinite().all()
@@ -387,6 +385,7 @@ def test_rewards_that_are_not_finite_stop_the_run(demo, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("global_step_*"))
 
 
+@pytest.mark.long
 def test_a_launcher_of_clusters_trains_a_point_in_a_process_of_its_own(demo, tmp_path):
     """Submitit's local executor takes the place of Slurm: the same launcher, pickled and started from a file."""
     overrides = swept(demo, tmp_path, "critic.value.num_quantiles=50", "hydra/launcher=submitit_local")

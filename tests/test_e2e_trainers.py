@@ -84,6 +84,7 @@ def check_kept(folder: Path, count: int) -> None:
             assert np.ptp(answer.values[answer.mask]) > 0
 
 
+@pytest.mark.long
 def test_two_nodes_learn_together(demo, tmp_path):
     _, *records = steps(demo, tmp_path, "algorithm=dvpo", "trainer.nnodes=2", *WATCHED)
     assert [record["training/global_step"] for record in records] == [1, 2]
@@ -96,11 +97,12 @@ def test_two_nodes_learn_together(demo, tmp_path):
     check_kept(tmp_path, 2)
 
 
+@pytest.mark.long
 def test_answers_that_an_update_interrupts_are_learned_from_whole(demo, tmp_path):
     """Few answers at once, so that some are being written when enough are done. The policy does not move: its
     versions agree, and an answer that two of them wrote has the probabilities of one.
     """
-    few = ["actor_rollout_ref.rollout.max_num_seqs=8", "actor_rollout_ref.actor.optim.lr=0"]
+    few = ["actor_rollout_ref.rollout.max_num_seqs=2", "actor_rollout_ref.actor.optim.lr=0"]
     count = ["trainer.total_training_steps=3", "trainer.test_freq=3"]
     _, *records = steps(demo, tmp_path, "algorithm=dvpo", "trainer_mode=colocate_async", *few, *count, *WATCHED)
     assert [record["training/global_step"] for record in records] == [1, 2, 3]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from verl.workers.config import FSDPCriticConfig, HFModelConfig
 
 from verl_dvpo.families.base import FamilyConfig, ValueFamily
@@ -88,12 +89,17 @@ class DistributionalFSDPCriticConfig(FSDPCriticConfig):
         attach_family(self)
         size = self.fsdp.ulysses_sequence_parallel_size
         attention = self.model.override_config.get("attn_implementation", "flash_attention_2")
-        if size > 1 and not attention.startswith("flash_attention"):
+        if size > 1 and not _separates_sequences(attention):
             raise ValueError(
                 f"critic.fsdp.ulysses_sequence_parallel_size is {size}; 1 is allowed where "
                 f"critic.model.override_config.attn_implementation is {attention!r}, because verl joins the parts of a "
                 "sequence in flash-attention only; give one of the two another value"
             )
+
+
+def _separates_sequences(attention: str) -> bool:
+    """Tells whether an attention finds the sequences of a packed batch by their positions, as flash-attention does."""
+    return "flash" in attention or ALL_MASK_ATTENTION_FUNCTIONS.get(attention) is flash_attention_mask
 
 
 def attach_family(critic: Any) -> None:

@@ -103,7 +103,9 @@ class MegatronDistributionalEngine(DistributionalEngine, MegatronEngineWithValue
         asked.block = None if asked.read is None else self.model_config.value.tokens_per_block
         return asked
 
-    def prepare_model_outputs(self, output: MicroBatchCall | Tensor, data: TensorDict) -> dict[str, Tensor]:
+    def prepare_model_outputs(  # type: ignore[override]
+        self, output: MicroBatchCall | Tensor, data: TensorDict
+    ) -> dict[str, Tensor]:
         """Returns outputs at response tokens, jagged (B, T, D), or what was read of them; in inference decoded.
 
         Args:

@@ -58,7 +58,7 @@ class GlooCheckpointEngine(CheckpointEngine):
 
         return arguments([0] + [-1] * (actor_wg_world_size - 1)), arguments(list(range(1, size)))
 
-    def init_process_group(self, rank: int, world_size: int, meeting: str) -> None:
+    def init_process_group(self, rank: int, world_size: int, meeting: str) -> None:  # type: ignore[override]
         """Joins the group of this transfer; rank -1 stays outside."""
         if rank >= 0:
             self._group = ProcessGroupGloo(FileStore(meeting, world_size), rank, world_size, TIMEOUT)
@@ -83,7 +83,9 @@ class GlooCheckpointEngine(CheckpointEngine):
         if self._group is not None:
             await self._send(bucket, last=True)
 
-    async def receive_weights(self, global_steps: int | None = None) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
+    async def receive_weights(  # type: ignore[override]
+        self, global_steps: int | None = None
+    ) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
         """Yields each of the actor's weights with its name, in the order of the buckets."""
         last = False
         while not last:
@@ -105,4 +107,4 @@ class GlooCheckpointEngine(CheckpointEngine):
         assert self._group is not None, "init_process_group comes first"
         options = BroadcastOptions()
         options.rootRank = 0
-        await asyncio.to_thread(self._group.broadcast([tensor], options).wait)
+        await asyncio.to_thread(self._group.broadcast([tensor], options).wait)  # type: ignore[attr-defined]

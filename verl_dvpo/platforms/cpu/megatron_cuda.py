@@ -119,7 +119,7 @@ def cuda_is_the_cpu() -> Iterator[None]:
     from megatron.core.tensor_parallel import random
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.multiple(torch.cuda, **_CUDA))
+        stack.enter_context(mock.patch.multiple(torch.cuda, **_CUDA))  # type: ignore[call-overload]
         stack.enter_context(mock.patch.multiple(torch.cuda.nvtx, range_push=_range_push, range_pop=_range_pop))
         stack.enter_context(mock.patch.multiple(random, _get_cuda_rng_state=_get_state, _set_cuda_rng_state=_set_state))
         stack.enter_context(mock.patch.object(torch.nn.Module, "cuda", _module_on_cpu))
