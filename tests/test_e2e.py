@@ -391,7 +391,7 @@ def test_a_launcher_of_clusters_trains_a_point_in_a_process_of_its_own(demo, tmp
     overrides = swept(demo, tmp_path, "critic.value.num_quantiles=50", "hydra/launcher=submitit_local")
     threads = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_DVPO_CPU_THREADS='1'"
     command = [sys.executable, "-m", "verl_dvpo.train", "+sweep=quantile_density", *overrides, threads]
-    environment = {name: value for name, value in os.environ.items() if name != train.METRICS_ENV}
+    environment = {k: v for k, v in os.environ.items() if k not in (train.METRICS_ENV, "CUDA_VISIBLE_DEVICES")}
     ray.shutdown()  # the job has a Ray of its own; no test comes after this one
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
