@@ -134,7 +134,7 @@ class Chain:
             "name": fault.name,
             "resumed": resumed,
             "status": ended.status,
-            "seconds": round(ended.seconds, 1),
+            "seconds": round(ended.seconds, 1) if fault.spec else 0.0,
             "said": not fault.message or ended.says(fault.message),
             "whole": whole is not None and whole >= at_least,
             "last": ended.last,
