@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each metric means, for the glossary; ``tests/documents/test_metrics.py`` holds it against a real update.
+"""What each metric means, for the glossary; ``tests/documents/test_glossary.py`` holds it against a real update.
 
 ``*`` stands for a name that the code fills in. Units are those of the reward, if "reward".
 """
