@@ -7,8 +7,10 @@ python ranks.py FOLDER RANK WORLD_SIZE PORT CELL...
 cost nothing of it.
 """
 
+import contextlib
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +90,26 @@ def main(folder: str, rank: str, world_size: str, port: str, *names: str) -> Non
     import verl  # noqa: F401  (loads the plugin)
 
     torch.set_num_threads(1)
-    if any(LAYOUTS[CELLS[name].layout].engine == "megatron" for name in names):
-        from critic.megatron_cpu import cuda, harness
+    with contextlib.ExitStack() as stack:
+        if any(LAYOUTS[CELLS[name].layout].engine == "megatron" for name in names):
+            from critic.megatron_cpu import harness
 
-        cuda.install()
-        harness.join(int(rank), int(world_size), int(port))
+            from verl_dvpo.platforms.cpu.megatron_cuda import cuda_is_the_cpu
+
+            stack.enter_context(cuda_is_the_cpu())
+            harness.join(int(rank), int(world_size), int(port))
+        try_all(names, Path(folder), int(rank), int(port))
+
+
+def try_all(names: Sequence[str], folder: Path, rank: int, port: int) -> None:
+    """Runs cells one after the other, and writes what each gave, or its error."""
     for name in names:
         try:
-            seen: dict[str, Any] = run(CELLS[name], Path(folder), int(rank), int(port))
+            seen: dict[str, Any] = run(CELLS[name], folder, rank, port)
         except Exception as error:  # the next cell may do better
             traceback.print_exc()
             seen = {"error": f"{type(error).__name__}: {error}"}
-        file = Path(folder) / f"{name.replace(' ', '-')}.{rank}.pt"
+        file = folder / f"{name.replace(' ', '-')}.{rank}.pt"
         torch.save(seen, file.with_suffix(".part"))
         file.with_suffix(".part").rename(file)
 
