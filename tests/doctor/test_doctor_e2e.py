@@ -32,5 +32,5 @@ def test_a_broken_plugin_and_a_ray_that_cannot_start_are_found_and_work_when_men
     environment.pop("RAY_TMPDIR")
     well = {line.name: line for line in run_checks(chosen(["ray", "plugin in Ray"]), Machine(environment=environment))}
     assert {line.state for line in well.values()} == {"ok"}
-    assert "with 32 CPUs and 1 GPUs, both logical" in well["ray"].text
+    assert "with 32 CPUs and 16 GPUs, both logical" in well["ray"].text
     assert "estimators dvpo, flowrl; trainers dvpo_colocate_async" in well["plugin in Ray"].text
