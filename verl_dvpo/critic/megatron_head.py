@@ -22,7 +22,7 @@ from verl_dvpo.critic.packing import ResponseTokens
 
 @dataclass
 class MicroBatchCall:
-    """What the engine asks the head of one micro-batch, and what the head has computed.
+    """Asks the head for the states of one micro-batch, and holds its answer.
 
     Attributes:
         tokens: its response tokens.

@@ -23,7 +23,7 @@ SAMPLER_OVERHEAD = 2 * GIB
 
 @dataclass(frozen=True)
 class States:
-    """What stays from step to step, in bytes on one GPU."""
+    """Holds the bytes on one GPU that stay from step to step."""
 
     weights: float
     gradients: float

@@ -23,7 +23,7 @@ import numpy as np
 
 from verl_dvpo.bench.data.answers import after_thinking, normalised
 from verl_dvpo.bench.data.noisy import messages_of
-from verl_dvpo.bench.data.schema import DataSet, Example, Field, SkippedRow
+from verl_dvpo.bench.data.schema import DataSet, Example, Field, SkippedRow, id_of
 
 #: Our agent loop for this set; see ``dialogue_loop.py``.
 AGENT = "service_dialogue_agent"
@@ -35,7 +35,7 @@ _DONE = re.compile(r"(?im)^\s*done:\s*(.+?)\s*$")
 
 @dataclass(frozen=True)
 class ServiceGoal:
-    """What a user wants.
+    """Holds the wishes of a user.
 
     Attributes:
         slots: slot -> value, all that has to be right at the end.
@@ -154,7 +154,7 @@ def goal_and_messages(values: Mapping[str, Any], rng: np.random.Generator) -> Ex
     if messages[0]["role"] == "system":
         system["content"] = f"{messages[0]['content']}\n\n{system['content']}"
         messages = messages[1:]
-    return Example(prompt=[system, *messages], truth=goal.to_json(), grader="dialogue", id=str(values.get("id") or ""))
+    return Example(prompt=[system, *messages], truth=goal.to_json(), grader="dialogue", id=id_of(values))
 
 
 SERVICE_DIALOGUE = DataSet(

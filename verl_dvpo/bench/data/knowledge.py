@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from verl_dvpo.bench.data.mathematics import truth_of
-from verl_dvpo.bench.data.schema import DataSet, Example, Field, SkippedRow, text_of
+from verl_dvpo.bench.data.schema import DataSet, Example, Field, SkippedRow, id_of, text_of
 
 CHOICE_INSTRUCTION = "Reason step by step. End with the line `Answer: X`, where X is the letter of the right option."
 TEXT_INSTRUCTION = "End with the line `Answer: ...`, which holds the answer alone."
@@ -40,14 +40,14 @@ def listed_choice(values: Mapping[str, Any], rng: np.random.Generator) -> Exampl
     if not isinstance(options, list | tuple):
         raise SkippedRow("options is no list")
     letter = text_of(values["answer_letter"], "answer_letter").upper()
-    if letter not in _LETTERS[: len(options)]:
+    if letter not in list(_LETTERS[: len(options)]):
         raise SkippedRow("answer_letter is no option's letter")
     return Example(
         prompt=with_options(text_of(values["question"], "question"), [str(option) for option in options]),
         truth=letter,
         grader="choice",
         options=len(options),
-        id=str(values.get("id") or ""),
+        id=id_of(values),
     )
 
 
@@ -61,14 +61,14 @@ def shuffled_choice(values: Mapping[str, Any], rng: np.random.Generator) -> Exam
         truth=_LETTERS[int(np.flatnonzero(order == 0)[0])],
         grader="choice",
         options=len(options),
-        id=str(values.get("id") or ""),
+        id=id_of(values),
     )
 
 
 def short_text(values: Mapping[str, Any], rng: np.random.Generator) -> Example:
     """Makes an example of a question whose answer is a short text."""
     question, answer = text_of(values["question"], "question"), text_of(values["answer"], "answer")
-    return Example(prompt=question, truth=answer, grader="text", id=str(values.get("id") or ""))
+    return Example(prompt=question, truth=answer, grader="text", id=id_of(values))
 
 
 def exam_question(values: Mapping[str, Any], rng: np.random.Generator) -> Example:
@@ -79,12 +79,12 @@ def exam_question(values: Mapping[str, Any], rng: np.random.Generator) -> Exampl
     if kind not in ("exactMatch", "multipleChoice"):
         raise SkippedRow("answer_type is neither exactMatch nor multipleChoice")
     answer = text_of(values["answer"], "answer")
-    lettered = kind == "multipleChoice" and answer in _LETTERS
+    lettered = kind == "multipleChoice" and answer in list(_LETTERS)
     return Example(
         prompt=text_of(values["question"], "question"),
         truth=answer if lettered else truth_of(answer, "answer"),
         grader="choice" if lettered else "exact",
-        id=str(values.get("id") or ""),
+        id=id_of(values),
     )
 
 

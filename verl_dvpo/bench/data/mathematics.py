@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from verl_dvpo.bench.data.answers import after_thinking, last_boxed
-from verl_dvpo.bench.data.schema import DataSet, Example, Field, SkippedRow, text_of
+from verl_dvpo.bench.data.schema import DataSet, Example, Field, SkippedRow, id_of, text_of
 
 INSTRUCTION = "Reason step by step, and put your final answer in \\boxed{}."
 
@@ -33,7 +33,7 @@ def problem_and_answer(values: Mapping[str, Any], rng: np.random.Generator) -> E
         prompt=text_of(values["problem"], "problem"),
         truth=truth_of(values["answer"], "answer"),
         grader="math",
-        id=str(values.get("id") if values.get("id") is not None else ""),
+        id=id_of(values),
     )
 
 

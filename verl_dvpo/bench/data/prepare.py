@@ -34,7 +34,7 @@ AGENTS = f"""\
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a set is prepared.
+    """Settings of a preparation.
 
     Attributes:
         source: path or identifier on the hub; None for the set's own on the hub.
@@ -75,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written.
+    """The outcome of a preparation.
 
     Attributes:
         files: file -> number of rows.

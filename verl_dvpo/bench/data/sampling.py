@@ -15,7 +15,7 @@ SAMPLE_SCHEMA = pa.schema([("index", pa.int64()), ("id", pa.string()), ("respons
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How answers are drawn.
+    """Settings of the sampler.
 
     Attributes:
         model: a folder or an identifier on the hub.

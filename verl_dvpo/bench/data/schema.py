@@ -171,6 +171,12 @@ def find_columns(dataset: DataSet, present: Iterable[str], chosen: Mapping[str, 
     return found
 
 
+def id_of(values: Mapping[str, Any]) -> str:
+    """Returns the field ``id`` as text; "" where it is missing or empty, and 0 is one."""
+    found = values.get("id")
+    return "" if found is None else str(found)
+
+
 def text_of(value: Any, what: str) -> str:
     """Returns a value as text without spaces around it; a whole number is written without a decimal point.
 
