@@ -23,12 +23,12 @@ lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# Two processes with a thread each; runs through Ray come after them, one at a time.
+# Two processes with a thread each; runs through Ray come after them, two at a time, each on a Ray of its own.
 unit: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not e2e" --numprocesses 2 --dist loadfile $(ARGS)
 
 e2e: install
-	RAY_worker_niceness=0 OMP_NUM_THREADS=2 $(PY) -m pytest -m "e2e and not long" $(ARGS)
+	RAY_worker_niceness=0 OMP_NUM_THREADS=1 $(PY) -m pytest -m "e2e and not long" --numprocesses 2 --dist loadgroup $(ARGS)
 
 # Trainers on two nodes, interrupted answers, a launcher of clusters.
 long: install

@@ -90,7 +90,15 @@ CASES = {
         "unknown study": (lambda at: ["--out", at / "o", "--study", at / "no"], "the folder of a study"),
         "nothing": (lambda at: ["--out", at / "o"], "tasks is empty"),
     },
-    "run": {},
+    "run": {
+        "unknown algorithm": (lambda at: ["--", "algorithm=no_such"], "no_such"),
+        "unknown field": (lambda at: ["--", "critic.value.speed=1"], "speed"),
+        "text for a number": (
+            lambda at: ["--", "algorithm=dvpo", "trainer.nnodes=many", "critic.value.kappa"],
+            "kappa",
+        ),
+        "unknown configuration": (lambda at: ["--config-name", "no_trainer", "--", "algorithm=dvpo"], "no_trainer"),
+    },
     "study": {
         "no file": (lambda at: ["run", at / "no.yaml"], "no.yaml"),
         "a folder": (lambda at: ["run", at], str),

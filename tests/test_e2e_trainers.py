@@ -20,7 +20,7 @@ from test_e2e import steps
 from verl_dvpo.cli import main as command
 from verl_dvpo.saved.values import Answer, dump_files, read_dump
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("two_nodes")]  # one process has what they share
 
 #: Sampler and trainer are compared in every step, and the values of a few answers written.
 WATCHED = ("algorithm.rollout_correction.bypass_mode=false", "critic.value.dump_every=1")

@@ -19,7 +19,7 @@ from verl_dvpo.restarts import adopt_orphans
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 from training import Ended, command, descendants, own_folder, run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("guarded")]  # one process has what they share
 
 RUN = "import typer; from verl_dvpo.restarts import run; typer.run(run)"
 

@@ -82,9 +82,11 @@ def test_what_torch_compiles_is_kept_from_run_to_run(program):
 
 def test_a_configuration_that_is_refused_is_not_tried_again(program, tmp_path, capfd):
     run, _ = program("sys.exit('ValueError: critic.value.kappa is -1')")
-    assert run.until_done() == 1
+    assert run.until_done() == 2
     assert len(attempts(tmp_path)) == 1
-    assert "the configuration was refused" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the configuration was refused" in said
+    assert said.endswith("ValueError: critic.value.kappa is -1\n")
 
 
 def test_it_goes_on_from_its_own_checkpoint(program, tmp_path, capfd):

@@ -28,6 +28,7 @@ from typing import IO, Annotated, Any
 import psutil
 import typer
 
+from verl_dvpo.composing import compose
 from verl_dvpo.platforms.compiled import compiled_code
 from verl_dvpo.saved.checkpoints import TRACKER
 
@@ -35,6 +36,8 @@ from verl_dvpo.saved.checkpoints import TRACKER
 STATE_ENV = "VERL_DVPO_RUN_STATE"
 #: Of prctl(2): orphans among the descendants become children of this process.
 SET_CHILD_SUBREAPER = 36
+#: The exit status of a run whose configuration was refused.
+REFUSED = 2
 #: Seconds that the parts of a run have to end by themselves after ``main_ppo`` has ended.
 GRACE = 30.0
 
@@ -137,7 +140,7 @@ class Run:
         self.process: subprocess.Popen[str] | None = None
 
     def until_done(self) -> int:
-        """Returns the exit status: 0, that of a refused configuration, 1 after a failure, 128 + n after signal n."""
+        """Returns the exit status: 0, 2 for a refused configuration, 1 after a failure, 128 + n after signal n."""
         before: Failure | None = None
         extra: list[str] = []
         for attempt in range(self.max_restarts + 1):
@@ -147,8 +150,8 @@ class Run:
             if status == 0:
                 return 0
             if state is None:
-                self.say("not started again: the configuration was refused, see above")
-                return status
+                self.say(f"the configuration was refused, and nothing is started again: {failure.text}")
+                return REFUSED
             if failure.same(before):
                 self.say(f"{failure.text}; not started again: the same failure at the same step, twice")
                 return 1
@@ -226,6 +229,23 @@ def _own_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_overrides(config_name: str, overrides: list[str]) -> None:
+    """Refuses what Hydra cannot compose, in a second and before anything starts.
+
+    Raises:
+        ValueError: what Hydra says of it.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if any(text.startswith("-") for text in overrides):
+        return  # options of Hydra's own, which only its command line reads
+    try:
+        compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"the overrides of main_ppo do not compose: {error}") from error
+
+
 def run(
     overrides: Annotated[list[str], typer.Argument(help="Hydra overrides of main_ppo, after `--`.")],
     max_restarts: Annotated[int, typer.Option(min=0, help="How often a run that failed is started again.")] = 10,
@@ -233,11 +253,13 @@ def run(
 ) -> None:
     """Train with verl's `main_ppo`, and go on from the last good checkpoint after a failure.
 
-    A configuration that is refused is not tried again, nor is a run that fails twice in the same way at the same step.
+    A configuration that is refused is not tried again (exit status 2). Nor is a run that fails twice in the same way at
+    the same step.
     With `trainer.resume_mode=auto` the first start goes on from a checkpoint as well.
 
     Example: `verl-dvpo run --max-restarts 5 -- algorithm=dvpo trainer.save_freq=20`
     """
+    check_overrides(config_name, overrides)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", config_name, *overrides]
     adopt_orphans()
     runs = Run(command, max_restarts, sys.stdout)

@@ -173,6 +173,8 @@ def test_the_page_comes_without_verl(tmp_path: Path):
     """In a process of its own, from another folder: nothing that is slow to import is imported."""
     program = (
         "import sys; from verl_dvpo.estimate.commands import estimate; estimate('qwen3_8b_math', gpu=['H100']); "
+        "from verl_dvpo.estimate.settings import compose_recipe; "
+        "assert compose_recipe('qwen3_8b_fsdp2', []).trainer.n_gpus_per_node == 8; "
         "print([name for name in ('verl', 'ray', 'vllm', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)

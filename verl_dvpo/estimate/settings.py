@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Composes a recipe and reads from it what memory and time depend on."""
 
-import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_dvpo.composing import compose
 from verl_dvpo.estimate.memory import DTYPES
 from verl_dvpo.estimate.shapes import Shape, find_shape
 
@@ -111,22 +111,12 @@ def compose_recipe(recipe: str, overrides: list[str]) -> DictConfig:
     Raises:
         ValueError: no such recipe, or an override that Hydra refuses.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    verl = importlib.util.find_spec("verl")
-    assert verl is not None
-    assert verl.submodule_search_locations
-    base = Path(verl.submodule_search_locations[0]) / "trainer" / "config"
     folder, name, choices = _find(recipe)
-    paths = [f"file://{base}", "pkg://verl_dvpo.config"]
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(folder or base), version_base=None):
-            search = f"hydra.searchpath=[{','.join(paths)}]"
-            config = compose(name, overrides=[search, *choices, *overrides])
+        config = compose(name, [*choices, *overrides], folder)
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"recipe {recipe!r} does not compose: {error}") from error
