@@ -24,19 +24,25 @@ def _folders(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         for part in ("train", "val", "shifted"):
             (tmp_path / name / f"{part}.parquet").touch()
-    critics = (tmp_path / "runs" / name / "critic" for name in ("exam", "demo"))
-    for folder in (tmp_path / "model", tmp_path / "exam" / "model", *critics):
+    critics = ["exam/critic", "demo/critic"]
+    critics += [f"exam/{place}/{kind}" for place in FITTED for kind in ("quantiles", "variance", "scalar")]
+    for folder in (tmp_path / "model", tmp_path / "exam" / "model", *(tmp_path / "runs" / name for name in critics)):
         model(folder)
     monkeypatch.setenv("VERL_DVPO_DOMAINS_DIR", str(tmp_path))
     monkeypatch.setenv("VERL_DVPO_EXAM_DIR", str(tmp_path / "exam"))
     monkeypatch.chdir(tmp_path)
 
 
+#: Folders of `fit_exam_critics.sh`.
+FITTED = ("critics", "critics_cauchy")
 #: reference: 15 seeds of 32 + 18 + 12 arms.
 RUNS = {
     "families": 9,
     "first": 42,
     "first_steps": 9,
+    "known_noise": 6 * 8,
+    "known_noise_pilot": 9,
+    "known_noise_pilot_cauchy": 4,
     "pretrained": 16,
     "reference": 15 * 62,
     "smoke": 8,
