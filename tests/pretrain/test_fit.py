@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fitting a critic to rollouts: against the worker's loss, naive loops and returns that are known."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from verl_dvpo import ValueModel, cli
 from verl_dvpo.families.registry import build_family, family_names, family_settings
 from verl_dvpo.pretrain.commands import overrides, parse_settings, pretrain_critic
-from verl_dvpo.pretrain.fit import Batch, FitConfig, fit, update
+from verl_dvpo.pretrain.fit import Batch, FitConfig, evaluate, fit, update
 from verl_dvpo.pretrain.measure import measure
 from verl_dvpo.pretrain.rollouts import Rollout, read_rollouts, split_by_prompt
 
@@ -174,6 +175,20 @@ def test_it_stops_when_nothing_gets_better(base):
     assert len(fitted.history) <= 6
 
 
+def test_without_patience_the_last_weights_are_kept(base):
+    """At a rate at which the held-out score gets worse."""
+    rows = letters(20)
+    train, held_out = rows[:10], rows[10:]
+    model = ValueModel.build(base, family_settings("scalar"))
+    chosen = copy.deepcopy(model)
+    kept = fit(model, train, held_out, FitConfig(epochs=3, lr=0.5, patience=0))
+    assert kept.best == 3
+    worse = fit(chosen, train, held_out, FitConfig(epochs=3, lr=0.5, patience=3))
+    assert worse.best < 3
+    after = evaluate(model, held_out, FitConfig())
+    assert after.crps == kept.history[3].crps == worse.history[3].crps > worse.history[worse.best].crps
+
+
 def test_messages_and_texts_are_tokenised_and_empty_answers_passed_over(tmp_path):
     class Letters:
         def __call__(self, text, add_special_tokens):
@@ -278,6 +293,13 @@ def test_settings_and_overrides():
         "critic.value.num_quantiles=5", "critic.value.levels=right",
     ]  # fmt: skip
     assert cli.GROUP == "verl_dvpo.commands"
-    for field, value in (("epochs", 0), ("lr", 0.0), ("gamma", 1.5), ("lam", -0.1), ("clip", math.inf)):
+    for field, value in (
+        ("epochs", 0),
+        ("patience", -1),
+        ("lr", 0.0),
+        ("gamma", 1.5),
+        ("lam", -0.1),
+        ("clip", math.inf),
+    ):
         with pytest.raises(ValueError, match=f"{field} is"):
             FitConfig(**{field: value})

@@ -21,7 +21,9 @@ def pretrain_critic(
     gamma: Annotated[float, typer.Option(help="Discount in [0, 1].")] = 1.0,
     lam: Annotated[float, typer.Option(help="Trace in [0, 1] of the targets; 1 takes rewards alone.")] = 1.0,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that is held out, in (0, 1).")] = 0.1,
-    patience: Annotated[int, typer.Option(help="Epochs without a better held-out score before it stops.")] = 3,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without a better held-out score before it stops; 0 keeps the last of all.")
+    ] = 3,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute. (default: an accelerator, else cpu)")] = "",
     trust_remote_code: Annotated[

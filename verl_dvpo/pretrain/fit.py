@@ -29,7 +29,7 @@ class FitConfig:
         lr: of AdamW, > 0.
         gamma: discount in [0, 1].
         lam: trace in [0, 1] of the targets; 1 takes the rewards alone, as nothing is learned yet.
-        patience: epochs without a better held-out score before it stops, >= 1.
+        patience: epochs without a better held-out score before it stops, >= 1; 0 makes all epochs and keeps the last.
         clip: largest norm of the gradient, > 0.
         seed: of the order of sequences and of targets that are drawn.
 
@@ -47,9 +47,9 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; at least 1 is allowed")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; at least {least} is allowed")
         for name in ("lr", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; a number above 0 is allowed")
@@ -132,7 +132,7 @@ def fit(
     *,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """Fits all weights of ``model``; it ends with those that were best on what is held out.
+    """Fits all weights of ``model``; it ends with those that were best on what is held out, or with the last.
 
     Better is a smaller continuous ranked probability score.
 
@@ -165,7 +165,7 @@ def fit(
         fitted.losses.append(sum(losses) / len(losses))
         fitted.history.append(evaluate(model, held_out, config))
         progress(f"epoch {epoch} of {config.epochs}: loss {fitted.losses[-1]:.4g}, {fitted.history[-1].line()}")
-        if fitted.history[-1].crps < fitted.history[fitted.best].crps:
+        if config.patience == 0 or fitted.history[-1].crps < fitted.history[fitted.best].crps:
             fitted.best, best = epoch, copy.deepcopy(model.state_dict())
         elif epoch - fitted.best >= config.patience:
             progress(f"stopped: {config.patience} epochs without a better score")

@@ -34,15 +34,16 @@ def _folders(tmp_path, monkeypatch):
 
 
 #: Folders of `fit_exam_critics.sh`.
-FITTED = ("critics", "critics_cauchy")
+FITTED = ("critics", "critics_cauchy", "critics_outliers")
 #: reference: 15 seeds of 32 + 18 + 12 arms.
 RUNS = {
     "families": 9,
     "first": 42,
     "first_steps": 9,
-    "known_noise": 6 * 8,
     "known_noise_pilot": 9,
     "known_noise_pilot_cauchy": 4,
+    "outliers": 5 * 8,
+    "outliers_pilot": 6,
     "pretrained": 16,
     "reference": 15 * 62,
     "smoke": 8,
