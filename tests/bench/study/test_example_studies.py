@@ -25,7 +25,7 @@ def _folders(tmp_path, monkeypatch):
         for part in ("train", "val", "shifted"):
             (tmp_path / name / f"{part}.parquet").touch()
     critics = ["exam/critic", "demo/critic"]
-    critics += [f"exam/{place}/{kind}" for place in FITTED for kind in ("quantiles", "variance", "scalar")]
+    critics += [f"exam/{place}/{kind}" for place in FITTED for kind in KINDS]
     for folder in (tmp_path / "model", tmp_path / "exam" / "model", *(tmp_path / "runs" / name for name in critics)):
         model(folder)
     monkeypatch.setenv("VERL_DVPO_DOMAINS_DIR", str(tmp_path))
@@ -33,7 +33,8 @@ def _folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-#: Folders of `fit_exam_critics.sh`.
+#: Folders of `fit_exam_critics.sh`, and what is in them.
+KINDS = ("quantiles", "variance", "variance_last", "scalar")
 FITTED = ("critics", "critics_cauchy", "critics_outliers")
 #: reference: 15 seeds of 32 + 18 + 12 arms.
 RUNS = {
@@ -41,7 +42,7 @@ RUNS = {
     "first": 42,
     "first_steps": 9,
     "known_noise_pilot": 9,
-    "known_noise_pilot_cauchy": 4,
+    "known_noise_pilot_cauchy": 5,
     "outliers": 5 * 8,
     "outliers_pilot": 6,
     "pretrained": 16,
