@@ -5,8 +5,7 @@
     python tests/faults/random_kills.py --demo runs/demo-tiny --steps 30 --kills 10
 
 Every parameter, every state of the optimizers, the schedules and the place in the data have to be equal to the bit. The
-processes' global random states are not compared: a process begins with one of its own, so that two runs left alone differ
-there, too.
+processes' global random states are not compared: each process begins with one of its own.
 """
 
 import argparse
