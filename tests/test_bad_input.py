@@ -93,10 +93,7 @@ CASES = {
     "run": {
         "unknown algorithm": (lambda at: ["--", "algorithm=no_such"], "no_such"),
         "unknown field": (lambda at: ["--", "critic.value.speed=1"], "speed"),
-        "text for a number": (
-            lambda at: ["--", "algorithm=dvpo", "trainer.nnodes=many", "critic.value.kappa"],
-            "kappa",
-        ),
+        "no value": (lambda at: ["--", "algorithm=dvpo", "critic.value.kappa"], "kappa"),
         "unknown configuration": (lambda at: ["--config-name", "no_trainer", "--", "algorithm=dvpo"], "no_trainer"),
     },
     "study": {

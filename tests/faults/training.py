@@ -79,7 +79,8 @@ def descendants(others: frozenset[int] = frozenset()) -> list[psutil.Process]:
 
 def name_of(process: psutil.Process) -> str:
     try:
-        what = " ".join(process.cmdline())[:120] or process.name()
+        # the rows are published: no folder of this machine
+        what = " ".join(process.cmdline()).replace(f"{sys.prefix}/bin/", "")[:120] or process.name()
         since = time.time() - process.create_time()
         return f"process {process.pid} of {process.ppid()}, {process.status()}, {since:.0f} s old: {what}"
     except psutil.NoSuchProcess:

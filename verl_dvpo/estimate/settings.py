@@ -59,7 +59,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run's estimate depends on.
+    """Holds all that the estimate of a run depends on.
 
     Attributes:
         name: of the recipe.
