@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -259,13 +260,29 @@ def test_clipped_rewards_are_those_of_the_batch():
     rewards[:, 2] = 1000.0  # masked: no reward of the batch
     mask = torch.tensor([[1, 1, 0]]).repeat(12, 1)
     mask[11] = 0
-    got = clip_rewards(rewards, mask, low=0.1, high=0.75)
+    zeros = torch.zeros_like(rewards)
+    got = clip_rewards(rewards, mask, zeros, low=0.1, high=0.75)
     # The quantiles of 0, 1, ..., 10 at 0.1 and 0.75 are 1 and 7.5.
     torch.testing.assert_close(got[:11, 1], torch.tensor([1.0, 1, 2, 3, 4, 5, 6, 7, 7.5, 7.5, 7.5]))
     assert torch.equal(got[11], rewards[11])
     assert torch.equal(got[:, 2], rewards[:, 2])
     nothing = torch.zeros(12, 3)
-    assert torch.equal(clip_rewards(rewards, nothing, low=0.1, high=0.9), rewards)
+    assert torch.equal(clip_rewards(rewards, nothing, zeros, low=0.1, high=0.9), rewards)
+
+
+def test_clipped_residuals_are_those_of_the_batch():
+    rewards, values, mask = ragged(11)
+    config = AdvantageConfig(reward="clipped_residual", reward_low=0.3, reward_high=0.6)
+    got = actor_advantages(rewards, values, mask, config=config, gamma=0.9, lam=0.8, fields={})
+    ends = [(b, t) for b, row in enumerate(mask.tolist()) if (t := last_of(row)) is not None]
+    residuals = {b: rewards[b, t].item() - values[b, t].item() for b, t in ends}
+    low, high = np.quantile(list(residuals.values()), [0.3, 0.6])
+    assert sum(low < residual < high for residual in residuals.values()) < len(ends) - 1
+    for b, t in ends:
+        changed, row = rewards[b].tolist(), mask[b].tolist()
+        changed[t] = values[b, t].item() + min(max(residuals[b], low), high)
+        expected = torch.tensor(loop_gae(changed, values[b].tolist(), row, 0.9, 0.8), dtype=torch.float64)
+        torch.testing.assert_close(got.advantages[b], expected)
 
 
 # ---------------------------------------------------------------------------------------------------- together
@@ -303,7 +320,8 @@ def test_fields_are_those_that_an_option_reads():
     ends = ("value_low", "value_high")
     assert AdvantageConfig(reward="winsorised").fields == ends
     assert AdvantageConfig(reward="winsorised", reward_widening=0.1).fields == ("value_sigma", *ends)
-    assert AdvantageConfig(reward="clipped", weighting="group_std", lam_actor="length").fields == ()
+    for control in ("clipped", "clipped_residual"):
+        assert AdvantageConfig(reward=control, weighting="group_std", lam_actor="length").fields == ()
 
 
 def test_nothing_carries_a_gradient_and_inputs_stay_as_they_were():

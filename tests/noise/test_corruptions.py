@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from samples import question, questions
+from samples import problem, question, questions
 from scipy import optimize, stats
 
 from verl_dvpo.bench.tasks.reward import compute_score
@@ -24,6 +24,7 @@ RATES = (0.0, 0.05, 0.3, 0.5, 0.8, 1.0)
 NEEDS = {
     "gaussian": {"scale": 0.5},
     "heavy_tailed": {"family": "student_t", "tail": 1.5, "scale": 0.5},
+    "preference_model": {"family": "student_t", "tail": 1.0, "scale": 0.5, "offset": 0.0},
     "inflation": {"amount": 0.5},
     "deflation": {"amount": 0.5},
     "length_bias": {"slope": 0.5, "reference": 40},
@@ -170,6 +171,28 @@ def test_gaussian_and_heavy_tailed_numbers_are_added():
     assert stats.kstest(drawn, stats.t(1.5, scale=0.5).cdf).pvalue > 1e-3
     drawn = additions("heavy_tailed", family="stable", tail=1.0, scale=2.0)
     assert stats.kstest(drawn, stats.cauchy(scale=2.0).cdf).pvalue > 1e-3
+
+
+def test_a_preference_model_has_an_offset_for_each_match_and_errors_on_some():
+    settings = {"family": "student_t", "tail": 1.0, "scale": 2.0, "offset": 3.0, "offset_pattern": "^[0-9]"}
+    firsts = np.array([str(problem(number).prompt)[0] for number in range(4000)])
+    offsets = additions("preference_model", rate=0.0, **settings)
+    of_first = {first: offsets[firsts == first] for first in "123456789"}
+    assert all(np.ptp(seen) < 1e-12 for seen in of_first.values())
+    assert len({seen[0].round(9) for seen in of_first.values()}) == 9
+    # what comes on top is the heavy-tailed number of that kind alone
+    both = additions("preference_model", rate=0.4, **settings)
+    heavy = {name: settings[name] for name in ("family", "tail", "scale")}
+    np.testing.assert_allclose(both - offsets, additions("heavy_tailed", rate=0.4, **heavy), atol=1e-9, rtol=1e-9)
+
+
+def test_offsets_of_prompts_are_normal():
+    settings = {"family": "student_t", "tail": 1.0, "scale": 0.0, "offset": 3.0}
+    drawn = additions("preference_model", **settings)
+    assert len(set(drawn.round(9))) == len(drawn)
+    assert stats.kstest(drawn, stats.norm(scale=3.0).cdf).pvalue > 1e-3
+    # prompts without a match share one
+    assert len(set(additions("preference_model", offset_pattern="^x", **settings).round(9))) == 1
 
 
 def test_systematic_additions():

@@ -61,7 +61,7 @@ def results(settings: dict, count: int = COUNT, reward=compute_score) -> list[di
 
 
 def test_every_kind_with_known_rates_is_counted_below():
-    assert {settings["kind"] for settings in KNOWN} | {"length_bias"} == set(KINDS)
+    assert {settings["kind"] for settings in KNOWN} | {"length_bias", "preference_model"} == set(KINDS)
 
 
 @pytest.mark.parametrize("settings", KNOWN, ids=str)
@@ -101,6 +101,7 @@ def test_rates_of_stable_noise_against_the_inverted_characteristic_function(tail
     "settings",
     [
         {"kind": "length_bias", "slope": 1.0, "reference": 10},
+        {"kind": "preference_model", "family": "student_t", "tail": 1.0, "scale": 1.0, "offset": 1.0},
         {"kind": "prompt_consistent", "rate": 0.1, "wrong_answer_key": "vote"},
         {"kind": "adversary", "rate": 0.1, "pass_rate_key": "solved"},
     ],

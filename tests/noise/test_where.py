@@ -20,6 +20,7 @@ STRONGEST = {
     "flip_asymmetric": {"false_positive": 1.0, "false_negative": 1.0},
     "gaussian": {"scale": 6.0},
     "heavy_tailed": {"family": "student_t", "tail": 1.5, "scale": 1.0},
+    "preference_model": {"family": "student_t", "tail": 1.0, "scale": 1.0, "offset": 1.0},
     "inflation": {"amount": 1.0},
     "deflation": {"amount": 1.0},
     "length_bias": {"slope": 1.0, "reference": 10},
@@ -70,7 +71,10 @@ def test_the_last_user_message_decides():
     assert not acts([user, {"role": "user", "content": "1+7"}])
     assert acts([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "7+1"}]}])
     assert not acts([{"role": "user", "content": ""}])
-    with pytest.raises(RewardFunctionError, match=r"must have a message of role 'user' .*where.prompt_matches=null"):
+    with pytest.raises(
+        RewardFunctionError,
+        match=r"must have a message of role 'user' .*prompt_matches or noise.offset_pattern; mend",
+    ):
         acts([{"role": "system", "content": "7"}])
 
 

@@ -70,7 +70,7 @@ def check_readings(family: ValueFamily, options: AdvantageConfig, name: str) -> 
     chosen = ", ".join(
         f"algorithm.value.{field} is {getattr(options, field)!r}"
         for field, off in (("weighting", "none"), ("reward", "raw"), ("readout", "mean"))
-        if getattr(options, field) not in (off, "group_std", "clipped")
+        if getattr(options, field) not in (off, "group_std", "clipped", "clipped_residual")
     )
     outputs = _fresh_outputs(family)
     ends = family.quantiles(outputs, torch.tensor(SIGMA_LEVELS))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WEIGHTINGS = ("none", "precision", "group_std")
-REWARDS = ("raw", "winsorised", "gated", "clipped")
+REWARDS = ("raw", "winsorised", "gated", "clipped", "clipped_residual")
 READOUTS = ("mean", "median", "trimmed", "cvar")
 
 #: Levels whose half distance is the robust spread σ(s): the standard deviation of a normal distribution, within 0.6 %.
@@ -30,9 +30,10 @@ class AdvantageConfig:
         weighting_eps: > 0; in units of reward squared, or of reward where ``weighting_power`` is 1.
         weighting_power: p, 1 or 2. 2 weighs by inverse variance; ``group_std`` with 1 and 1e-6 divides as GRPO does.
         reward: ``raw``; ``winsorised``: drawn in to the critic's quantiles at the last state; ``gated``:
-            V + K·(R − V) at the last state; ``clipped``: drawn in to quantiles of the batch's rewards, a control.
-        reward_low: lower level of ``winsorised`` and ``clipped``, in (0, 1) and below ``reward_high``.
-        reward_high: upper level of both, in (0, 1).
+            V + K·(R − V) at the last state; ``clipped``: drawn in to quantiles of the batch's rewards, a control;
+            ``clipped_residual``: R − V drawn in to quantiles of the batch's, a control.
+        reward_low: lower level of ``winsorised`` and of both controls, in (0, 1) and below ``reward_high``.
+        reward_high: their upper level, in (0, 1).
         reward_widening: k >= 0; ``winsorised`` leaves what is within k·σ beyond the two quantiles.
         gate_gain: K in [0, 1] of ``gated``; None computes K from the heads' disagreement against the spread.
         readout: what the actor takes for V(s): ``mean``, ``median``, ``trimmed`` (the mean without ``readout_level`` of

@@ -116,7 +116,8 @@ def _changed_rewards(
             gain = torch.full_like(values, config.gate_gain)
         changed = gate_rewards(rewards, mask, values, gain)
     else:
-        changed = clip_rewards(rewards, mask, low=config.reward_low, high=config.reward_high)
+        start = values if config.reward == "clipped_residual" else torch.zeros_like(values)
+        changed = clip_rewards(rewards, mask, start, low=config.reward_low, high=config.reward_high)
     return changed, metrics | {"advantages/reward_change": (changed - rewards).abs().sum(-1).mean()}
 
 
@@ -340,12 +341,15 @@ def gate_rewards(rewards: Tensor, mask: Tensor, values: Tensor, gain: Tensor) ->
     return _with_last(rewards, mask, torch.lerp(value, reward, at_last(gain, mask)))
 
 
-def clip_rewards(rewards: Tensor, mask: Tensor, *, low: float, high: float) -> Tensor:
-    """R drawn in to two quantiles of the batch's R: the control of ``winsorise_rewards`` that needs no critic (ours).
+def clip_rewards(rewards: Tensor, mask: Tensor, start: Tensor, *, low: float, high: float) -> Tensor:
+    """R → S + (R − S drawn in to two quantiles of the batch's R − S) at the last state (ours).
+
+    Two controls of ``winsorise_rewards`` without a distribution: S = 0 needs no critic, S = V a scalar one.
 
     Args:
         rewards: (B, T).
         mask: (B, T); rows without a valid token do not count.
+        start: (B, T) S.
         low: level in [0, 1].
         high: level in [0, 1], above ``low``; quantiles are read by linear interpolation.
 
@@ -355,7 +359,8 @@ def clip_rewards(rewards: Tensor, mask: Tensor, *, low: float, high: float) -> T
     exists = last_valid(mask)[1]
     if not exists.any():
         return rewards
-    reward = at_last(rewards, mask)
-    levels = torch.tensor([low, high], dtype=reward.dtype, device=reward.device)
-    floor, ceiling = torch.quantile(reward[exists], levels)
-    return _with_last(rewards, mask, reward.clamp(floor, ceiling))
+    origin = at_last(start, mask)
+    residual = at_last(rewards, mask) - origin
+    levels = torch.tensor([low, high], dtype=residual.dtype, device=residual.device)
+    floor, ceiling = torch.quantile(residual[exists], levels)
+    return _with_last(rewards, mask, origin + residual.clamp(floor, ceiling))

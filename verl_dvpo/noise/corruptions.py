@@ -6,6 +6,7 @@ the corruption strikes, the others by how much.
 """
 
 import math
+import re
 from functools import singledispatch
 from typing import Any
 
@@ -24,10 +25,12 @@ from verl_dvpo.noise.kinds import (
     HeavyTailed,
     Inflation,
     LengthBias,
+    PreferenceModel,
     PromptConsistent,
     RewardModel,
 )
 from verl_dvpo.noise.sample import Sample, canonical
+from verl_dvpo.noise.where import last_user_message
 
 Result = dict[str, Any]
 
@@ -65,6 +68,13 @@ def _(config: FlipAsymmetric, score: float, sample: Sample, result: Result) -> f
 def _(config: Additive, score: float, sample: Sample, result: Result) -> float:
     strike, *draws = _draws(config, sample, config.scope)
     return score + _addend(config, sample, draws) if strike < config.rate else score
+
+
+@corrupt.register
+def _(config: PreferenceModel, score: float, sample: Sample, result: Result) -> float:
+    strike, *draws = _draws(config, sample, config.scope)
+    error = _addend(config, sample, draws) if strike < config.rate else 0.0
+    return score + _offset(config, sample) + error
 
 
 @corrupt.register
@@ -149,6 +159,14 @@ def _addend(config: Additive, sample: Sample, draws: list[float]) -> float:
         case LengthBias():
             return config.slope * sample.origin.length / config.reference
     raise AssertionError(type(config).__name__)
+
+
+def _offset(config: PreferenceModel, sample: Sample) -> float:
+    key = sample.key("prompt")
+    if config.offset_pattern is not None:
+        match = re.search(config.offset_pattern, last_user_message(sample))
+        key = (match[0],) if match else ()
+    return config.offset * normal(uniforms(config.seed, ("offset", *key))[0])
 
 
 def _draws(config: NoiseConfig, sample: Sample, scope: str) -> tuple[float, ...]:

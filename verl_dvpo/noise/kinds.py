@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from verl_dvpo.noise.base import PREFIX, Amount, Name, NameOrNull, NoiseConfig, Number, Scope, Share, Switch
+from verl_dvpo.noise.base import PREFIX, Amount, Name, NameOrNull, NoiseConfig, Number, Pattern, Scope, Share, Switch
 
 STABLE, STUDENT_T = "stable", "student_t"
 #: Below the lowest ``tail``, single draws leave the range of the fp32 in which verl stores rewards.
@@ -70,6 +70,23 @@ class HeavyTailed(Additive):
             low, high = TAILS[family]
             raise ValueError(f"it must be a number in [{low:g}, {high:g}] with {PREFIX}.family={family}")
         return tail
+
+
+class PreferenceModel(HeavyTailed):
+    """Scores as a reward model learnt from comparisons: with an offset of each prompt, and heavy-tailed errors on some.
+
+    Comparisons are made between answers to one prompt, so they fix a score only up to a function of the prompt
+    (Bradley and Terry, Biometrika 39, 1952; ours as a noise). Advantages against the true value of a state are free of
+    the offset; one bound for the rewards of a whole batch is not.
+
+    Attributes:
+        offset: standard deviation >= 0, in units of reward, of the normal number that prompts with one match share.
+        offset_pattern: regular expression, searched in the prompt's last user message; prompts with the same match
+            share an offset. null: each prompt has its own.
+    """
+
+    offset: Amount
+    offset_pattern: Pattern = None
 
 
 class Inflation(Additive):
@@ -161,6 +178,7 @@ KINDS: dict[str, type[NoiseConfig]] = {
     "flip_asymmetric": FlipAsymmetric,
     "gaussian": Gaussian,
     "heavy_tailed": HeavyTailed,
+    "preference_model": PreferenceModel,
     "inflation": Inflation,
     "deflation": Deflation,
     "length_bias": LengthBias,

@@ -25,6 +25,7 @@ from verl_dvpo.noise.kinds import (
     HeavyTailed,
     Inflation,
     LengthBias,
+    PreferenceModel,
     PromptConsistent,
     RewardModel,
 )
@@ -52,7 +53,8 @@ def rates(config: NoiseConfig) -> Rates | None:
         config: the noise; its ``where`` and its steps are left out of account.
 
     Returns:
-        None where they depend on the data: length bias, a wrong reference or a pass rate that the data holds.
+        None where they depend on the data: length bias, offsets of prompts, a wrong reference or a pass rate that the
+        data holds.
     """
     return Rates(0.0, 0.0)
 
@@ -71,6 +73,8 @@ def _(config: FlipAsymmetric) -> Rates:
 def _(config: Additive) -> Rates | None:
     half = (config.high - config.low) / 2.0
     match config:
+        case PreferenceModel() | LengthBias():
+            return None
         case Gaussian() | HeavyTailed():
             beyond = config.rate * _beyond(config, half)
             return Rates(beyond, beyond)
@@ -79,8 +83,6 @@ def _(config: Additive) -> Rates | None:
             return Rates(0.0, config.rate * (config.amount >= half))
         case Inflation():
             return Rates(config.rate * (config.amount > half), 0.0)
-        case LengthBias():
-            return None
     raise AssertionError(type(config).__name__)
 
 

@@ -41,7 +41,7 @@ def last_user_message(sample: Sample) -> str:
             return "".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part)
     raise ValueError(
         f"the prompt is {sample.origin.prompt}; it must have a message of role 'user' with "
-        f"{PREFIX}.where.prompt_matches; mend the data, or set {PREFIX}.where.prompt_matches=null"
+        f"{PREFIX}.where.prompt_matches or {PREFIX}.offset_pattern; mend the data, or set these to null"
     )
 
 
