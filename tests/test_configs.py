@@ -205,20 +205,21 @@ def test_the_options_of_the_advantage_ship_switched_off_with_the_dataclasses_def
 
 
 @pytest.mark.parametrize("algorithm", names("algorithm"))
-def test_only_the_weighted_algorithms_change_the_advantage(algorithm):
+def test_only_the_weighted_and_the_winsorised_algorithms_change_the_advantage(algorithm):
     options = advantage_config(compose_config("dvpo_trainer", f"algorithm={algorithm}").algorithm)
     if algorithm.endswith("_weighted"):
         assert options == AdvantageConfig(weighting="precision", weighting_eps=0.25)
+    elif algorithm == "dvpo_winsorised":
+        assert options == AdvantageConfig(reward="winsorised", reward_low=0.3, reward_high=0.7)
     else:
         assert options.is_off
 
 
-def test_the_weighted_critic_is_the_calibrated_one():
-    weighted, calibrated = (
-        compose_config("dvpo_trainer", f"algorithm={a}") for a in ("dvpo_weighted", "dvpo_calibrated")
-    )
-    assert weighted.critic == calibrated.critic
-    assert family_of(weighted) == family_of(calibrated)
+@pytest.mark.parametrize("algorithm", ["dvpo_weighted", "dvpo_winsorised"])
+def test_their_critic_is_the_calibrated_one(algorithm):
+    ours, calibrated = (compose_config("dvpo_trainer", f"algorithm={a}") for a in (algorithm, "dvpo_calibrated"))
+    assert ours.critic == calibrated.critic
+    assert family_of(ours) == family_of(calibrated)
 
 
 def test_the_gaussian_critic_ships_the_dataclasses_defaults():
