@@ -130,3 +130,18 @@ def test_a_regular_expression_that_does_not_compile_is_named():
     with pytest.raises(ValueError, match=said) as caught:
         noise_config({"kind": "flip", "rate": 0.1, "where": {"prompt_matches": "^[5-9"}})
     assert re.search("unterminated character set", str(caught.value))
+
+
+def test_a_rate_elsewhere_strikes_what_is_left_out():
+    plain = {"kind": "heavy_tailed", "family": "student_t", "tail": 1.0, "scale": 1.0}
+    inside = [str(problem(number).prompt)[0] in "56789" for number in NUMBERS]
+    hits = struck({**plain, "rate": 1.0, "rate_elsewhere": 0.3, "where": {"prompt_matches": "^[5-9]"}})
+    assert all(hit for hit, is_inside in zip(hits, inside, strict=True) if is_inside)
+    # those that a rate of 0.3 strikes everywhere
+    everywhere = struck({**plain, "rate": 0.3})
+    outside = [(hit, alone) for hit, alone, within in zip(hits, everywhere, inside, strict=True) if not within]
+    assert all(hit == alone for hit, alone in outside)
+    assert 0 < sum(hit for hit, _ in outside) < len(outside)
+    # and none outside the steps of the noise
+    late = {**plain, "rate_elsewhere": 0.3, "from_step": 5}
+    assert not any(struck({**late, "where": {"prompt_matches": "^x"}}))

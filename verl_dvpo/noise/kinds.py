@@ -56,11 +56,13 @@ class HeavyTailed(Additive):
         tail: P(|x| > u) falls as u^-tail. Degrees of freedom in [0.5, 100] of student_t, alpha in [0.5, 2] of stable.
             No variance at or below 2 (stable: below 2), no mean at or below 1.
         scale: >= 0, in units of reward.
+        rate_elsewhere: share in [0, 1] of the samples that ``where`` leaves out and that get it all the same.
     """
 
     family: Annotated[Literal["student_t", "stable"], Field(description="one of 'student_t' and 'stable'")]
     tail: Number
     scale: Amount
+    rate_elsewhere: Share = 0.0
 
     @field_validator("tail")
     @classmethod

@@ -19,7 +19,7 @@ from verl_dvpo.noise.base import NoiseConfig
 from verl_dvpo.noise.correction import correct
 from verl_dvpo.noise.corruptions import corrupt
 from verl_dvpo.noise.sample import ORIGIN, Origin, Sample, canonical
-from verl_dvpo.noise.where import acts
+from verl_dvpo.noise.where import acting
 
 RewardFunction = Callable[..., Any]
 #: The clean score, beside ``score``, the one that the algorithm learns from.
@@ -109,12 +109,12 @@ def _close(config: NoiseConfig, name: str, sample: Sample, answer: Any) -> Any:
         return answer
     result = dict(answer) if isinstance(answer, dict) else {"acc": clean}
     try:
-        noise_acts = acts(config, sample)
-        noisy = corrupt(config, clean, sample, result if isinstance(answer, dict) else {}) if noise_acts else clean
+        noise = acting(config, sample)
+        noisy = clean if noise is None else corrupt(noise, clean, sample, result if isinstance(answer, dict) else {})
     except ValueError as error:
         raise RewardFunctionError(f"noise around {name}: {error} ({sample})") from error
     result |= {
-        "score": correct(config, noisy, acts=noise_acts),
+        "score": correct(config, noisy, acts=noise is not None),
         CLEAN_SCORE: clean,
         CORRUPTED: float(noisy != clean),
         CLEAN_PASS: float(clean == config.high) if clean in (config.low, config.high) else math.nan,

@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides on which samples noise acts: by training step, data source and prompt."""
+"""Decides on which samples noise acts, and at which rate: by training step, data source and prompt."""
 
 import json
 import re
 
 from verl_dvpo.noise.base import PREFIX, NoiseConfig
 from verl_dvpo.noise.draws import uniforms
+from verl_dvpo.noise.kinds import HeavyTailed
 from verl_dvpo.noise.sample import Sample
 
 
-def acts(config: NoiseConfig, sample: Sample) -> bool:
-    """Tells whether the noise acts on the sample.
+def acting(config: NoiseConfig, sample: Sample) -> NoiseConfig | None:
+    """Returns the noise that acts on the sample: ``config``, the same with its rate elsewhere, or None.
 
     Raises:
         ValueError: ``config`` needs the sample's training step or its last user message, and there is none.
     """
-    where = config.where
     if not _in_steps(config, sample.origin.step):
-        return False
+        return None
+    if _is_inside(config, sample):
+        return config
+    if isinstance(config, HeavyTailed) and config.rate_elsewhere > 0.0:
+        return config.model_copy(update={"rate": config.rate_elsewhere})
+    return None
+
+
+def _is_inside(config: NoiseConfig, sample: Sample) -> bool:
+    where = config.where
     if where.data_source is not None and sample.data_source not in where.data_source:
         return False
     if where.share is not None and uniforms(config.seed, ("where", *sample.key("prompt")))[0] >= where.share:
