@@ -34,8 +34,8 @@ def _folders(tmp_path, monkeypatch):
 
 
 #: Folders of `fit_exam_critics.sh`, and what is in them.
-KINDS = ("quantiles", "variance", "variance_last", "scalar")
-FITTED = ("critics", "critics_cauchy", "critics_outliers")
+KINDS = ("quantiles", "variance", "variance_last", "scalar", "huber")
+FITTED = ("critics", "critics_cauchy", "critics_outliers", "critics_preference", "critics_mixed")
 #: reference: 15 seeds of 32 + 18 + 12 arms.
 RUNS = {
     "families": 9,
@@ -44,7 +44,9 @@ RUNS = {
     "known_noise_pilot": 9,
     "known_noise_pilot_cauchy": 5,
     "outliers": 5 * 8,
-    "outliers_pilot": 6,
+    "mixed_pilot": 6,
+    "outliers_pilot": 8,
+    "preference_pilot": 10,
     "pretrained": 16,
     "reference": 15 * 62,
     "smoke": 8,
