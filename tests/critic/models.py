@@ -75,12 +75,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def save(folder: Path, name: str) -> str:
-    """Writes the model ``name``, every weight drawn wide enough to matter."""
+def save(folder: Path, name: str, **changes: Any) -> str:
+    """Writes the model ``name`` with ``changes`` of its configuration, every weight drawn wide enough to matter."""
     config_name, model_name, settings = MODELS[name]
     sizes = {} if "text_config" in settings else SIZES
     torch.manual_seed(0)
-    config = getattr(transformers, config_name)(**{**sizes, **settings})
+    config = getattr(transformers, config_name)(**{**sizes, **settings, **changes})
     model = getattr(transformers, model_name)(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

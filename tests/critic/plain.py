@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -28,6 +29,13 @@ VALUE = {
 
 #: (backbone, row) -> (length, H): the last hidden states of one sequence.
 Forward = Callable[[Any, int], Tensor]
+
+
+def backbone_of(path: str) -> Any:
+    """The inner part of the model that was saved; attention and experts by transformers' slowest and plainest code."""
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    (name,) = transformers.AutoConfig.from_pretrained(path).architectures
+    return getattr(transformers, name).from_pretrained(path, dtype=torch.float64, **eager).base_model
 
 
 def states_of(backbone: Any, head: dict[str, Tensor], batch: Any, forward: Forward | None = None) -> list[Tensor]:

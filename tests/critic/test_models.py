@@ -66,18 +66,11 @@ class Originals:
                 setattr(each, key, value)
 
 
-def plain_backbone(path: str) -> Any:
-    """The inner part of the model that was saved; attention and experts by transformers' slowest and plainest code."""
-    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    (name,) = AutoConfig.from_pretrained(path).architectures
-    return getattr(transformers, name).from_pretrained(path, dtype=torch.float64, **eager).base_model
-
-
 def check_two_updates(
     path: str, batch: Any, forward: plain.Forward | None = None, originals: Originals | None = None, **settings: Any
 ) -> None:
     """Values and gradients of both updates, and what moved."""
-    backbone = plain_backbone(path)
+    backbone = plain.backbone_of(path)
     worker = harness.make_worker(path, value=plain.VALUE, **settings)
     captured = harness.capture_gradients(worker)
     seen = []

@@ -38,6 +38,11 @@ class Stream:
 
     def wait_stream(self, stream: Any) -> None: ...
 
+    def synchronize(self) -> None: ...
+
+    def record_event(self) -> "Stream":
+        return self
+
 
 # A function each, made once: compiled code is guarded by them, and they tell megatron-core's calls apart.
 def _current_device() -> torch.device:
@@ -84,6 +89,11 @@ def _range_push(text: str) -> None: ...
 def _range_pop() -> None: ...
 
 
+def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """What a dispatcher of tokens takes of a device's tensor: numbers, where it asks for them."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def _module_on_cpu(self: torch.nn.Module, device: Any = None) -> torch.nn.Module:
     return self
 
@@ -117,11 +127,15 @@ def cuda_is_the_cpu() -> Iterator[None]:
     import megatron.core.models.gpt.gpt_model
     import megatron.core.optimizer  # noqa: F401
     from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **_CUDA))  # type: ignore[call-overload]
         stack.enter_context(mock.patch.multiple(torch.cuda.nvtx, range_push=_range_push, range_pop=_range_pop))
         stack.enter_context(mock.patch.multiple(random, _get_cuda_rng_state=_get_state, _set_cuda_rng_state=_set_state))
+        # megatron-core 0.16.1 asks a router for it, but defines it where there is Transformer Engine only.
+        stack.enter_context(mock.patch.object(moe_utils, "te_general_gemm", None, create=True))
+        stack.enter_context(mock.patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _to_host))
         stack.enter_context(mock.patch.object(torch.nn.Module, "cuda", _module_on_cpu))
         stack.enter_context(CudaIsTheCpu())
         _depth += 1

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for Transformer Engine: the two modules that megatron-core's own layer spec cannot do without it."""
+"""Stands in for Transformer Engine: the modules that megatron-core's own layer spec cannot do without it."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 #: Megatron-core's names of the norms in a layer without Transformer Engine, which mbridge does not know.
 ATTENTION_NORM = {"input_layernorm.weight": ["model.layers.{layer_number}.input_layernorm.weight"]}
 MLP_NORM = {"pre_mlp_layernorm.weight": ["model.layers.{layer_number}.post_attention_layernorm.weight"]}
+
+#: The end of the name of an expert's weight where each expert is a module.
+EXPERT = re.compile(r"\.experts\.local_experts\.(\d+)\.(linear_fc[12]\.weight)$")
 
 
 class RMSNorm(nn.Module):
@@ -49,7 +54,11 @@ class Attention(nn.Module):
 
 
 def use_local_layers(bridge: Any) -> None:
-    """Makes mbridge's bridge build layers without Transformer Engine, and know their weights' names."""
+    """Makes mbridge's bridge build layers without Transformer Engine, and know their weights' names.
+
+    Experts are computed one after another, since a grouped product needs a GPU.
+    """
+    bridge.config.moe_grouped_gemm = False
 
     def layer_spec(vp_stage: int | None = None) -> Any:
         bridge.has_vp_stage = True
@@ -67,3 +76,25 @@ def use_local_layers(bridge: Any) -> None:
     bridge._get_transformer_layer_spec = layer_spec
     bridge._OTHER_MAPPING = bridge._OTHER_MAPPING | ATTENTION_NORM
     bridge._MLP_MAPPING = MLP_NORM | bridge._MLP_MAPPING
+    bridge._weight_name_mapping_mcore_local_to_global = with_grouped_experts(bridge)
+
+
+def with_grouped_experts(bridge: Any) -> Callable:
+    """Returns the bridge's map of names in which the experts of this rank have the names of grouped ones.
+
+    mbridge knows the weights of grouped experts only: ``experts.linear_fc1.weight3`` is what one of several modules
+    holds as ``experts.local_experts.3.linear_fc1.weight``.
+    """
+    original = bridge._weight_name_mapping_mcore_local_to_global
+
+    def mapping(model: Any, consider_ep: bool = True) -> dict[str, str]:
+        rank, size = bridge.mpu.ep_rank, bridge.mpu.ep_size
+        first = rank * bridge.config.num_moe_experts // size if consider_ep and size > 1 else 0
+
+        def grouped(match: re.Match) -> str:
+            return f".experts.{match[2]}{first + int(match[1])}"
+
+        names = original(model, consider_ep=False)
+        return {local: EXPERT.sub(grouped, name) for local, name in names.items()}
+
+    return mapping
