@@ -10,16 +10,22 @@ from omegaconf import DictConfig, open_dict
 from test_configs import compose_config
 from verl.utils.config import omega_conf_to_dataclass
 
+from critic import models
 from critic.megatron_cpu import trial
 from verl_dvpo.critic import megatron_config
 from verl_dvpo.critic.checkpoints import refuse_other_engine
 from verl_dvpo.critic.megatron_config import DistributionalMegatronCriticConfig, MegatronEngineConfig
+from verl_dvpo.critic.megatron_models import known_architectures
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Four layers, four heads and two key-value heads."""
     return trial.save_model(tmp_path_factory.mktemp("model"))
+
+
+#: Positions of four times the length, by linear scaling.
+SCALED = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
 
 def composed(model: str, *overrides: str, base: str = "dvpo_trainer") -> DictConfig:
@@ -195,6 +201,67 @@ def test_a_size_that_does_not_divide_is_refused_by_name(model, sizes, n_gpus, wo
         critic.validate(n_gpus=n_gpus, train_batch_size=256)
     for word in words:
         assert word in str(error.value)
+
+
+DENSE = ("llama", {})
+ROUTED = ("qwen3_moe", {"norm_topk_prob": True, "num_key_value_heads": 2})
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        (("mistral", {}), ["model_type 'mistral'", "qwen3_moe", "leave critic_engine=megatron out"]),
+        (("gemma", {}), ["model_type 'gemma'"]),
+        (("qwen3_moe", {}), ["norm_topk_prob False", "True only"]),
+        (("llama", {"attention_bias": True}), ["attention_bias True", "False only"]),
+        (("llama", {"mlp_bias": True}), ["mlp_bias True", "False only"]),
+        (("llama", {"rope_parameters": SCALED}), ["rope_parameters.rope_type 'linear'", "'default' only"]),
+        (("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}), ["sliding_window 3"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_model_that_mbridge_would_compute_otherwise_is_refused_by_name(saved, words, tmp_path):
+    critic = section(models.save(tmp_path / "model", saved[0], **saved[1]))
+    with pytest.raises(ValueError, match=r"critic\.model\.path has") as error:
+        critic.validate(n_gpus=1, train_batch_size=256)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("saved", [DENSE, ROUTED, ("qwen2", {"sliding_window": 3})], ids=lambda saved: saved[0])
+def test_a_model_that_mbridge_knows_passes(saved, tmp_path):
+    section(models.save(tmp_path / "model", saved[0], **saved[1])).validate(n_gpus=1, train_batch_size=256)
+
+
+def test_the_architectures_are_those_that_mbridge_lists():
+    from verl.models.mcore.mbridge import AutoBridge
+
+    assert known_architectures() == set(AutoBridge.list_supported_models())
+
+
+@pytest.mark.parametrize(
+    ("saved", "sizes", "n_gpus", "words"),
+    [
+        (DENSE, {}, 2, ["expert_model_parallel_size is 2", "no experts", "=1"]),
+        (ROUTED, {"expert_model_parallel_size": 3}, 3, ["expert_model_parallel_size is 3", "experts", "4"]),
+        (ROUTED, {}, 3, ["expert_tensor_parallel_size", "is 2", "GPUs, 3"]),
+        (ROUTED, {"tensor_model_parallel_size": 2}, 2, ["expert_tensor_parallel_size", "is 4", "GPUs, 2"]),
+    ],
+)
+def test_experts_that_ranks_cannot_share_are_refused_by_name(saved, sizes, n_gpus, words, tmp_path):
+    sizes = {"expert_model_parallel_size": 2, **sizes}
+    overrides = (f"critic.megatron.{name}={size}" for name, size in sizes.items())
+    critic = section(models.save(tmp_path / "model", saved[0], **saved[1]), *overrides)
+    with pytest.raises(ValueError, match=r"critic\.megatron") as error:
+        critic.validate(n_gpus=n_gpus, train_batch_size=256)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_experts_that_ranks_can_share_pass(tmp_path):
+    path = models.save(tmp_path / "model", ROUTED[0], **ROUTED[1])
+    sizes = ("expert_model_parallel_size=2", "tensor_model_parallel_size=2", "expert_tensor_parallel_size=1")
+    section(path, *(f"critic.megatron.{size}" for size in sizes)).validate(n_gpus=2, train_batch_size=256)
 
 
 def test_stages_of_different_sizes_are_left_to_megatron(model):

@@ -11,6 +11,7 @@ from verl.workers.config import McoreCriticConfig, McoreEngineConfig
 
 from verl_dvpo.critic.checkpoints import ENGINE, refuse_other_engine
 from verl_dvpo.critic.config import attach_family
+from verl_dvpo.critic.megatron_models import refuse_model
 
 #: Module -> distribution; the extra ``megatron`` of this package installs them.
 PACKAGES = {"megatron.core": "megatron-core", "mbridge": "mbridge"}
@@ -32,6 +33,9 @@ UNEVEN = {
     "account_for_loss_in_pipeline_split",
     "pipeline_model_parallel_layout",
 }
+
+#: Names that transformers' configurations have for the number of experts.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 #: Precisions of the backbone; the head is fp32 with each.
 DTYPES = ("bfloat16", "float16", "float32")
@@ -120,10 +124,12 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
             train_batch_size: sequences per step.
 
         Raises:
-            ValueError: a package is missing, or a parallel size does not divide what it splits.
+            ValueError: a package is missing, mbridge cannot translate the model, or a parallel size does not divide
+                what it splits.
         """
         super().validate(n_gpus, train_batch_size)
         require_packages()
+        refuse_model(self.model.hf_config)
         sizes, text = self.megatron, self.model.hf_config.get_text_config()
         tensor, stages = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size
         together = tensor * stages * sizes.context_parallel_size
@@ -132,12 +138,35 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
                 f"critic.megatron: tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size "
                 f"is {together}; it must divide the number of GPUs, {n_gpus}; change a size or trainer.n_gpus_per_node"
             )
+        self._check_experts(n_gpus, text)
         for name in ("num_attention_heads", "num_key_value_heads"):
             require_divisor("tensor_model_parallel_size", tensor, name, getattr(text, name, None))
         if not UNEVEN & set(sizes.override_transformer_config):
             pieces = stages * (sizes.virtual_pipeline_model_parallel_size or 1)
             field = "pipeline_model_parallel_size times virtual_pipeline_model_parallel_size"
             require_divisor(field, pieces, "num_hidden_layers", text.num_hidden_layers)
+
+    def _check_experts(self, n_gpus: int, text: Any) -> None:
+        """Raises ValueError where experts cannot be divided among ranks."""
+        sizes = self.megatron
+        size = sizes.expert_model_parallel_size
+        if size == 1:
+            return
+        experts = next((number for name in EXPERTS if (number := getattr(text, name, None))), None)
+        if experts is None:
+            raise ValueError(
+                f"critic.megatron.expert_model_parallel_size is {size}; critic.model.path has no experts, which allows "
+                "1; set critic.megatron.expert_model_parallel_size=1"
+            )
+        require_divisor("expert_model_parallel_size", size, "number of experts", experts)
+        each = sizes.expert_tensor_parallel_size or sizes.tensor_model_parallel_size
+        together = size * each * sizes.pipeline_model_parallel_size
+        if n_gpus % together != 0:
+            raise ValueError(
+                f"critic.megatron: expert_model_parallel_size * expert_tensor_parallel_size (where it is null, "
+                f"tensor_model_parallel_size) * pipeline_model_parallel_size is {together}; it must divide the number "
+                f"of GPUs, {n_gpus}; change a size or trainer.n_gpus_per_node"
+            )
 
 
 def saved_facts(megatron: Any) -> dict[str, Any]:
