@@ -212,7 +212,6 @@ ROUTED = ("qwen3_moe", {"norm_topk_prob": True, "num_key_value_heads": 2})
     [
         (("mistral", {}), ["model_type 'mistral'", "qwen3_moe", "leave critic_engine=megatron out"]),
         (("gemma", {}), ["model_type 'gemma'"]),
-        (("qwen3_moe", {}), ["norm_topk_prob False", "True only"]),
         (("llama", {"attention_bias": True}), ["attention_bias True", "False only"]),
         (("llama", {"mlp_bias": True}), ["mlp_bias True", "False only"]),
         (("llama", {"rope_parameters": SCALED}), ["rope_parameters.rope_type 'linear'", "'default' only"]),
@@ -226,6 +225,28 @@ def test_a_model_that_mbridge_would_compute_otherwise_is_refused_by_name(saved, 
         critic.validate(n_gpus=1, train_batch_size=256)
     for word in words:
         assert word in str(error.value)
+
+
+PRE, GATE = ("moe_router_pre_softmax", "moe_shared_expert_gate")
+
+
+@pytest.mark.parametrize(
+    ("saved", "field", "wrong", "needed"),
+    [
+        (("qwen3_moe", {"norm_topk_prob": False}), PRE, "False", "true"),
+        (("qwen2_moe", {}), GATE, "False", "true"),
+        (("qwen2_moe", {"norm_topk_prob": True}), PRE, "True", "false"),
+        (("mixtral", {}), PRE, "True", "false"),
+    ],
+)
+def test_a_router_that_mbridge_sets_otherwise_is_refused_until_it_is_overridden(saved, field, wrong, needed, tmp_path):
+    path = models.save(tmp_path / "model", saved[0], **saved[1])
+    place = f"critic.megatron.override_transformer_config.{field}"
+    others = [f"+critic.megatron.override_transformer_config.{GATE}=true"] if "norm_topk_prob" in saved[1] else []
+    others = others if saved[0] == "qwen2_moe" else []
+    with pytest.raises(ValueError, match=rf"{place} is {wrong}; .*{saved[0]}.*; set \+{place}={needed}"):
+        section(path, *others).validate(n_gpus=1, train_batch_size=256)
+    section(path, *others, f"+{place}={needed}").validate(n_gpus=1, train_batch_size=256)
 
 
 @pytest.mark.parametrize("saved", [DENSE, ROUTED, ("qwen2", {"sliding_window": 3})], ids=lambda saved: saved[0])

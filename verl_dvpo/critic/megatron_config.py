@@ -129,7 +129,7 @@ class DistributionalMegatronCriticConfig(McoreCriticConfig):
         """
         super().validate(n_gpus, train_batch_size)
         require_packages()
-        refuse_model(self.model.hf_config)
+        refuse_model(self.model.hf_config, self.megatron.override_transformer_config)
         sizes, text = self.megatron, self.model.hf_config.get_text_config()
         tensor, stages = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size
         together = tensor * stages * sizes.context_parallel_size

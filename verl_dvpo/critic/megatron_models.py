@@ -7,12 +7,17 @@ another function than the model's. Here they are refused.
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-#: Architecture -> the one way of weighing a token's experts that mbridge has for it: their shares add up to one or not.
-NORMED_SHARES = {"qwen3_moe": True, "qwen2_moe": False}
+#: Architecture -> fields of megatron-core's configuration as mbridge sets them, whatever the model's own configuration
+#: has: whether experts' shares are those of all experts (else they add up to one), and a gate before shared experts.
+SETS = {
+    "mixtral": {"moe_router_pre_softmax": True},
+    "qwen2_moe": {"moe_router_pre_softmax": True, "moe_shared_expert_gate": False},
+    "qwen3_moe": {"moe_router_pre_softmax": False},
+}
 #: Architectures whose sliding windows mbridge knows, and whose biases.
 WINDOWS = {"gemma3"}
 BIASES = {"glm4_moe"}
@@ -38,14 +43,15 @@ def _registered(file: Path) -> Iterator[str]:
                     yield from [value] if isinstance(value, str) else value
 
 
-def refuse_model(config: Any) -> None:
+def refuse_model(config: Any, overrides: Mapping[str, Any]) -> None:
     """Refuses a backbone that mbridge does not know, or knows without a field that matters.
 
     Args:
         config: transformers' configuration of ``critic.model.path``.
+        overrides: ``critic.megatron.override_transformer_config``.
 
     Raises:
-        ValueError: names the field of its config.json.
+        ValueError: names the field of its config.json, or the override that it needs.
     """
     name, text = config.model_type, config.get_text_config()
     known = known_architectures()
@@ -63,8 +69,17 @@ def refuse_model(config: Any) -> None:
         layers = getattr(text, "layer_types", None)
         windowed = "sliding_attention" in layers if layers else getattr(text, "sliding_window", None) is not None
         _require("sliding_window", getattr(text, "sliding_window", None) if windowed else None, None)
-    if name in NORMED_SHARES:
-        _require("norm_topk_prob", bool(text.norm_topk_prob), NORMED_SHARES[name])
+    needed = {
+        "moe_router_pre_softmax": not getattr(text, "norm_topk_prob", True),
+        "moe_shared_expert_gate": name == "qwen2_moe",
+    }
+    for field, value in (SETS.get(name, {}) | dict(overrides)).items():
+        if field in needed and value != needed[field]:
+            place = f"critic.megatron.override_transformer_config.{field}"
+            raise ValueError(
+                f"{place} is {value}; critic.model.path, a {name}, allows {needed[field]}; "
+                f"set +{place}={str(needed[field]).lower()}"
+            )
 
 
 def _require(field: str, value: Any, allowed: Any) -> None:
