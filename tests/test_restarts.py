@@ -89,6 +89,26 @@ def test_a_configuration_that_is_refused_is_not_tried_again(program, tmp_path, c
     assert said.endswith("ValueError: critic.value.kappa is -1\n")
 
 
+@pytest.mark.parametrize("error", ["ModuleNotFoundError: No module named 'verl'", "MemoryError: no memory"])
+def test_an_end_before_the_configuration_is_in_order_is_no_refusal(error, program, tmp_path, capfd):
+    run, _ = program(f"sys.exit({error!r})")
+    assert run.until_done() == 1
+    assert len(attempts(tmp_path)) == 1
+    said = capfd.readouterr().err
+    assert "refused" not in said
+    assert f"{error}; not started again: it ended before the configuration was in order" in said
+
+
+def test_what_hydra_cannot_compose_is_a_refusal():
+    for error in (
+        "hydra.errors.MissingConfigException: x",
+        "omegaconf.errors.InterpolationKeyError: y",
+        "ValueError: z",
+    ):
+        assert Failure(error, None).refuses
+    assert not Failure("OSError: ValueError: x", None).refuses
+
+
 def test_it_goes_on_from_its_own_checkpoint(program, tmp_path, capfd):
     run, _ = program(
         "announced(); point_to(here, attempt); sys.exit(0 if attempt == 3 else f'OSError: {attempt * \"x\"}')"

@@ -64,6 +64,11 @@ class Failure:
     text: str
     step: int | None
 
+    @property
+    def refuses(self) -> bool:
+        """True where the reason is a value: ours are ValueErrors, and Hydra and OmegaConf have their own."""
+        return re.match(r"ValueError|hydra\.|omegaconf\.|[\w.]*(Config|Override)\w*Exception", self.text) is not None
+
     def same(self, other: "Failure | None") -> bool:
         """Tells whether ``other`` is this failure at this step; process ids and times do not count."""
         return other is not None and self.step == other.step and _plain(self.text) == _plain(other.text)
@@ -149,9 +154,12 @@ class Run:
                 return 128 + self.stopped_by
             if status == 0:
                 return 0
-            if state is None:
+            if state is None and failure.refuses:
                 self.say(f"the configuration was refused, and nothing is started again: {failure.text}")
                 return REFUSED
+            if state is None:
+                self.say(f"{failure.text}; not started again: it ended before the configuration was in order")
+                return 1
             if failure.same(before):
                 self.say(f"{failure.text}; not started again: the same failure at the same step, twice")
                 return 1
