@@ -209,13 +209,14 @@ def test_only_the_weighted_and_the_winsorised_algorithms_change_the_advantage(al
     options = advantage_config(compose_config("dvpo_trainer", f"algorithm={algorithm}").algorithm)
     if algorithm.endswith("_weighted"):
         assert options == AdvantageConfig(weighting="precision", weighting_eps=0.25)
-    elif algorithm == "dvpo_winsorised":
-        assert options == AdvantageConfig(reward="winsorised", reward_low=0.3, reward_high=0.7)
+    elif algorithm.endswith("_winsorised"):
+        weights = {"weighting": "precision", "weighting_eps": 0.02} if "weighted" in algorithm else {}
+        assert options == AdvantageConfig(reward="winsorised", reward_low=0.3, reward_high=0.7, **weights)
     else:
         assert options.is_off
 
 
-@pytest.mark.parametrize("algorithm", ["dvpo_weighted", "dvpo_winsorised"])
+@pytest.mark.parametrize("algorithm", ["dvpo_weighted", "dvpo_winsorised", "dvpo_weighted_winsorised"])
 def test_their_critic_is_the_calibrated_one(algorithm):
     ours, calibrated = (compose_config("dvpo_trainer", f"algorithm={a}") for a in (algorithm, "dvpo_calibrated"))
     assert ours.critic == calibrated.critic
