@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backbones mbridge can translate for megatron-core; checked before Ray starts. Imports nothing of either.
+"""Refuses backbones that mbridge cannot translate for megatron-core, before Ray starts. Imports neither of them.
 
 mbridge 0.15.1 passes over some fields of a model's configuration without a word, so that the critic would compute
 another function than the model's. Here they are refused.

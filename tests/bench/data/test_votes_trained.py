@@ -63,14 +63,15 @@ def test_a_models_votes_become_labels_and_are_learned_from(tmp_path: Path):
     assert f"[{PROMPTS} of {PROMPTS} prompts]" in said
     samples = pq.read_table(tmp_path / "votes_samples.parquet").to_pylist()
     assert [len(row["responses"]) for row in samples] == [ANSWERS] * PROMPTS
-    assert len({text for row in samples for text in row["responses"]}) > PROMPTS  # draws differ between prompts
+    # the policy is nearly uniform, and equal draws would give all prompts the same beginnings
+    assert len({row["responses"][0][:3] for row in samples}) > PROMPTS // 2
 
     rows = pq.read_table(votes).to_pylist()
     for row, sampled in zip(rows, samples, strict=True):
         vote = count_votes(sampled["responses"], grader="math")
         assert (row["reward_model"]["ground_truth"], row["vote_share"]) == (vote.answer, vote.share)
 
-    said = tmp_path / "said"
+    rollouts = tmp_path / "rollouts"
     verl_dvpo(
         "platform=cpu",
         "+task=demo",
@@ -79,7 +80,7 @@ def test_a_models_votes_become_labels_and_are_learned_from(tmp_path: Path):
         f"data.train_files={votes}",
         f"data.val_files={prepared}",
         "reward.custom_reward_function.path=pkg://verl_dvpo.bench.data.reward",
-        f"trainer.rollout_data_dir={said}",
+        f"trainer.rollout_data_dir={rollouts}",
         f"hydra.run.dir={tmp_path}",
         *SHORT,
         module="verl_dvpo.train",
@@ -87,7 +88,7 @@ def test_a_models_votes_become_labels_and_are_learned_from(tmp_path: Path):
     records = [json.loads(line)["data"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records[0]["val-core/math500/acc/mean@1"] == 0.0  # the model has learned nothing
     assert [record["training/global_step"] for record in records[1:]] == [1, 2]
-    learned = [json.loads(line) for file in said.iterdir() for line in file.read_text().splitlines()]
+    learned = [json.loads(line) for file in rollouts.iterdir() for line in file.read_text().splitlines()]
     majority = {row["reward_model"]["ground_truth"] for row in rows}
     assert len(learned) == 2 * 8 * 4
     assert {one["gts"] for one in learned} <= majority

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/results.md says of the weights' first step comes out of the runs that are kept beside it."""
+"""The numbers of docs/results.md about the weights' first step, from the runs that are kept beside it."""
 
 import subprocess
 import sys

@@ -90,7 +90,7 @@ def _range_pop() -> None: ...
 
 
 def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """What a dispatcher of tokens takes of a device's tensor: numbers, where it asks for them."""
+    """Hands a tensor of the device to a dispatcher of tokens, as numbers where it asks for them."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
